@@ -1,0 +1,26 @@
+# The few commands a developer runs, inside the environment of `pip install -e '.[dev]'`.
+
+PYTHON ?= python
+
+.PHONY: help all export run test lint bench
+
+help:    ## list these commands
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
+
+all: run lint test    ## everything that must hold before a change is handed over
+
+export:    ## notebooks -> minima/ (cleaned first: cells need their ids)
+	nbdev_clean
+	nbdev_export
+
+run: export    ## execute the notebooks and keep their outputs; NB=nbs/00_backend.ipynb for one
+	$(PYTHON) tools/run_notebooks.py $(NB)
+
+test:    ## all tests
+	$(PYTHON) -m pytest
+
+lint:    ## ruff, on code and notebooks
+	$(PYTHON) -m ruff check .
+
+bench:    ## the benchmarks, as ratios to PyTorch on this machine
+	set -e; for script in benchmarks/*.py; do OMP_NUM_THREADS=1 $(PYTHON) $$script; done
