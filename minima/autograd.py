@@ -25,7 +25,6 @@ This module knows no derivative of any operation: they are all in `operators`.
 
 # %% ../nbs/01_autograd.ipynb #d3fa2a4e
 import functools
-import inspect
 from contextlib import ContextDecorator
 from contextvars import ContextVar
 from itertools import count
@@ -200,9 +199,10 @@ class Tensor:
         cotangents = {id(self): _first_cotangent(self, gradient, create_graph)}
         history = _history([self])
         _walk_back(history, cotangents, create_graph, retain_graph)
-        for t in history:
-            if t._order < 0:
-                _accumulate(t, cotangents.pop(id(t)))
+        for t in reversed(history):
+            if t._order >= 0:
+                break  # only leaves up to here
+            _accumulate(t, cotangents.pop(id(t)))
 
 
 def wrap(array) -> Tensor:
@@ -289,10 +289,10 @@ def op(
     rule,  # `rule(xp, *arrays, **settings)` returns the value, then one pullback per array
 ):
     "Turn `rule` into a function of Tensors that records how to differentiate itself."
-    parameters = list(inspect.signature(rule).parameters.values())[1:]
-    names = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
-    options = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    variadic = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    code = rule.__code__  # read directly, since `inspect` is slow to import
+    names = code.co_varnames[1 : code.co_argcount]
+    options = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
+    variadic = bool(code.co_flags & 0x04)
     readings = _Readings(rule)
 
     def arrange(args, settings):
@@ -324,9 +324,12 @@ def op(
             if not args:
                 raise TypeError(f"{rule.__name__} needs at least one array")
             return read_many(Tensor(args[0]), *args[1:], **settings)
+        for i, a in enumerate(arrays):
+            if a.__class__ is not like.__class__ and a is not None:
+                arrays[i] = _operand(a, like)
         xp, read = readings[like.__class__]
         try:
-            out = read(xp, *_operands(arrays, like), **settings)
+            out = read(xp, *arrays, **settings)
         except Exception as error:
             raise _explained(error, rule, arrays) from error
         pullbacks = ()
@@ -343,10 +346,11 @@ def op(
         "The same for two arrays and no settings, which is what training calls most."
         a_is, b_is = isinstance(a, Tensor), isinstance(b, Tensor)
         if a_is and b_is:
-            x, y = like, _ = a.array, b.array
+            like = x = a.array
+            y = b.array
         elif a_is or b_is:
             like = a.array if a_is else b.array
-            x, y = _operands((a, b), like)
+            x, y = (like, _operand(b, like)) if a_is else (_operand(a, like), like)
         else:
             return read_two(Tensor(a), b)
         xp, read = readings[like.__class__]
@@ -356,7 +360,10 @@ def op(
             raise _explained(error, rule, (x, y)) from error
         if out.__class__ is not tuple:
             return wrap(_settled(out, xp, (x, y), ()))
-        out, pull_a, pull_b = out if len(out) == 3 else (*out, None)
+        try:
+            out, pull_a, pull_b = out
+        except ValueError:  # the second argument has no derivative
+            (out, pull_a), pull_b = out, None
         if out.__class__ is not like.__class__ or out.dtype is not like.dtype:
             out = _settled(out, xp, (x, y), ())
         a_wants, b_wants = a_is and a.requires_grad, b_is and b.requires_grad
@@ -394,7 +401,7 @@ def op(
         return out[0] if isinstance(out, tuple) else out
 
     apply.rule, apply.kernel, apply.on = rule, kernel, on
-    apply.__signature__ = inspect.Signature(parameters)
+    apply.__wrapped__ = functools.partial(rule, None)  # so that its signature lacks `xp`
     return apply
 
 
@@ -417,21 +424,20 @@ def _recorded(out, edges, rule, args, settings):
 
 def _edges(args, pullbacks):
     "The arguments that want a gradient, each with its pullback."
-    return [(a, pull) for a, pull in zip(args, pullbacks) if isinstance(a, Tensor) and a.requires_grad and pull]
+    edges = []
+    for a, pull in zip(args, pullbacks):
+        if pull is not None and isinstance(a, Tensor) and a.requires_grad:
+            edges.append((a, pull))
+    return edges
 
 # %% ../nbs/01_autograd.ipynb #e9aa19c7
-def _operands(args, like):
-    "The arguments as a rule may see them: arrays of one library, and Python numbers."
-    arrays = []
-    for a in args:
-        if isinstance(a, Tensor):
-            a = a.array
-        elif isinstance(a, np.generic):
-            a = a.item()
-        elif a.__class__ is not like.__class__ and a.__class__ not in _AS_THEY_ARE and not _find(a.__class__):
-            a = Device(backend_of(like).device_of(like)).put(as_array(a))
-        arrays.append(a)
-    return arrays
+def _operand(a, like):
+    "An argument that is no Tensor, as a rule may see it: a Python number, or an array of the library of `like`."
+    if a.__class__ is like.__class__ or a.__class__ in _AS_THEY_ARE or _find(a.__class__):
+        return a
+    if isinstance(a, np.generic):
+        return a.item()
+    return Device(backend_of(like).device_of(like)).put(as_array(a))
 
 
 _NO_SETTINGS = {}
@@ -470,8 +476,9 @@ def _history(outputs):
                 "Pass retain_graph=True to the first backward() if you need two."
             )
         for a, _ in t._edges:
-            if id(a) not in seen:
-                seen.add(id(a))
+            key = id(a)
+            if key not in seen:
+                seen.add(key)
                 found.append(a)
     found.sort(key=attrgetter("_order"), reverse=True)
     return found
@@ -486,12 +493,14 @@ def _walk_back(
 ):
     "Hand every cotangent on to the arguments its tensor was made from."
     free = not (retain_graph or create_graph)
-    get = cotangents.get
+    get, take = cotangents.get, cotangents.pop
+    if keep:
+        take = lambda key: cotangents[key] if key in keep else cotangents.pop(key)  # noqa: E731
     for t in history:
         if t._order < 0:
-            continue
+            break  # only leaves from here on
         key = id(t)
-        g = cotangents[key] if key in keep else cotangents.pop(key)
+        g = take(key)
         edges = _read_again(t) if create_graph else t._edges
         if free:
             t._edges = t._args = None
@@ -515,12 +524,14 @@ def _unbroadcast(g, like):
     "The cotangent `g` summed over the axes along which `like` was stretched, in the dtype of `like`."
     xp = Tensor.namespace if isinstance(g, Tensor) else backend_of(like).xp
     extra = g.ndim - len(like.shape)
-    stretched = tuple(i for i, n in enumerate(g.shape) if i < extra or n != like.shape[i - extra] == 1)
-    kept = tuple(n if i not in stretched else 1 for i, n in enumerate(g.shape))[max(extra, 0) :]
-    if extra < 0 or kept != like.shape:
+    target = (1,) * extra + like.shape
+    stretched = tuple([i for i, n in enumerate(g.shape) if n != target[i]]) if extra >= 0 else None
+    if stretched is None or any(target[i] != 1 for i in stretched):
         raise RuntimeError(f"a pullback returned shape {g.shape} for an argument of shape {like.shape}")
     if stretched:
-        g = xp.reshape(xp.sum(g, axis=stretched), like.shape)
+        g = xp.sum(g, axis=stretched, keepdims=True)
+    if extra:
+        g = xp.reshape(g, like.shape)
     return g if g.dtype == like.dtype else xp.astype(xp.asarray(g), like.dtype)
 
 
@@ -539,7 +550,7 @@ def _first_cotangent(output, gradient, as_tensor):
     if as_tensor and isinstance(gradient, Tensor):
         return gradient
     like = output.array
-    array = as_array(1.0 if gradient is None else gradient)
+    array = backend_of(like).xp.ones_like(like) if gradient is None else as_array(gradient)
     if array.__class__ is not like.__class__ or array.dtype is not like.dtype:
         array = as_array(array, output.device, like.dtype)
     if array.shape != like.shape:

@@ -20,7 +20,7 @@ What is left out: no unified memory, no implicit transfers. An array moves when 
 """
 
 # %% ../nbs/00_backend.ipynb #f7a6b24d
-from importlib.metadata import entry_points
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -88,6 +88,32 @@ class Backend:
     def __repr__(self):
         return f"Backend({self.name!r}, {self.xp.__name__})"
 
+# %% ../nbs/00_backend.ipynb #32108586
+def _sum(a, axis=None, keepdims=False):
+    "`np.sum`, without its checks."
+    return np.add.reduce(a, axis=axis, keepdims=keepdims)
+
+
+def _max(a, axis=None, keepdims=False):
+    "`np.max`, without its checks."
+    return np.maximum.reduce(a, axis=axis, keepdims=keepdims)
+
+
+def _min(a, axis=None, keepdims=False):
+    "`np.min`, without its checks."
+    return np.minimum.reduce(a, axis=axis, keepdims=keepdims)
+
+
+def _mean(a, axis=None, keepdims=False):
+    "`np.mean`, without its checks where the dtype needs no wider one to sum in."
+    if a.dtype.char not in "fd":
+        return np.mean(a, axis=axis, keepdims=keepdims)
+    total = np.add.reduce(a, axis=axis, keepdims=keepdims)
+    return total / (a.size / total.size if total.size else np.nan)
+
+
+_numpy = SimpleNamespace(**vars(np) | dict(__name__="numpy", sum=_sum, max=_max, min=_min, mean=_mean))
+
 # %% ../nbs/00_backend.ipynb #b84a184e
 _by_name = {}
 _by_type = {}
@@ -103,11 +129,13 @@ def register(
     return backend
 
 
-numpy_backend = register(Backend("cpu", np, np.ndarray))
+numpy_backend = register(Backend("cpu", _numpy, np.ndarray))
 
 # %% ../nbs/00_backend.ipynb #3bb33cf0
 def _plug_ins():
     "The backends that installed packages offer, by name, not yet imported."
+    from importlib.metadata import entry_points  # slow to import, and rarely needed
+
     return {entry.name: entry for entry in entry_points(group="minima.backends")}
 
 

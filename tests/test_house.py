@@ -145,7 +145,7 @@ def misnumbered(pages):
             yield f"{name}: begin it with a number of its own, such as 07_"
     places = [(place(module), name) for name, module in pages if module]
     for (before, first), (after, second) in zip(places, places[1:]):
-        if None not in (before, after) and before >= after:
+        if None not in (before, after) and before > after:
             yield f"{first} comes before {second}, but ORDER has them the other way round"
 
 
@@ -244,7 +244,7 @@ def undocumented(module):
     public = [name for name in vars(module) if name[0] != "_"]
     for name in getattr(module, "__all__", public):
         thing = getattr(module, name)
-        if not callable(thing) or not thing.__module__.startswith("minima"):
+        if not callable(thing) or not str(thing.__module__).startswith("minima"):
             continue
         if not thing.__doc__ or thing.__doc__.startswith(f"{name}("):  # as dataclasses write it
             yield f"{module.__name__}.{name} has no docstring"
@@ -350,8 +350,8 @@ def page_faults(path):
     text = path.read_text(encoding="utf-8")
     cells = json.loads(text)["cells"]
     ids = [cell.get("id") for cell in cells]
-    prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
-    if not prose or not re.match(r"# \S.*\n+> \S", prose[0]):
+    words = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    if not words or not re.match(r"# \S.*\n+> \S", words[0]):
         yield f"{path.name}: begin it with `# title` and `> subtitle`, in one cell"
     if None in ids or len(set(ids)) < len(ids):
         yield f"{path.name}: a cell without an id of its own; `make export` adds missing ones"
