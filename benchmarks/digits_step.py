@@ -1,4 +1,4 @@
-"One training step of a small classifier of digits (64-64-10, batch 32, Adam), against PyTorch and bare NumPy."
+"One training step of a small classifier (64-64-10, batch 32, Adam): PyTorch, minima, bare NumPy."
 
 from rivals import environment, measure, report  # isort: skip - sets the number of threads
 
@@ -35,7 +35,8 @@ def torch_step(x, y, like, **options):
         theirs.weight.data = torch.tensor(ours.weight.data.numpy().T.copy())
         theirs.bias.data = torch.tensor(ours.bias.data.numpy().ravel().copy())
     model = torch.nn.Sequential(linear[0], torch.nn.ReLU(), linear[1])
-    loss_fn, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters(), **options)
+    loss_fn = torch.nn.CrossEntropyLoss()
+    optimizer = torch.optim.Adam(model.parameters(), **options)
     x, y = torch.tensor(x), torch.tensor(y)
 
     def step():
@@ -84,7 +85,10 @@ def main():
     train = digits("train")
     x, y = (t.numpy()[:BATCH] for t in train[:BATCH])
     ours, model = minima_step(x, y)
-    rivals = {"torch": torch_step(x, y, model), "torch, fused Adam": torch_step(x, y, model, fused=True)}
+    rivals = {
+        "torch": torch_step(x, y, model),
+        "torch, fused Adam": torch_step(x, y, model, fused=True),
+    }
     for _ in range(40):
         losses = [float(rivals["torch"]()), float(ours())]
     print(f"loss after 40 steps: torch {losses[0]:.5f}, minima {losses[1]:.5f}")

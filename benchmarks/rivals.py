@@ -1,8 +1,8 @@
 """Measures rivals side by side: in one process, in turns, as medians, and prints ratios.
 
-Absolute times say more about a machine's mood than about code, so nothing here reports them alone: every rival is
-timed in the same run as all others, round after round, and compared with the first. A control in plain NumPy tells
-a slow machine from slow code.
+Absolute times say more about a machine's mood than about code, so nothing here reports them alone:
+every rival is timed in the same run as all others, round after round, and compared with the first.
+A control in plain NumPy tells a slow machine from slow code.
 """
 
 import os
@@ -49,14 +49,16 @@ def report(
     print(f"\n{title}")
     for name, time in times.items():
         goal = f"   (goal {goals[name]:.1f})" if goals and name in goals else ""
-        print(f"  {name:34} {time:9.2f} us   {times[reference] / time:5.2f} x {reference}{goal}")
+        ratio = f"{times[reference] / time:5.2f} x {reference}"
+        print(f"  {name:20} {time:11.2f} us   {ratio}{goal}")
 
 
 def environment():
-    "Print what the ratios depend on: versions, the BLAS and the core type it was told to assume, threads."
+    "Print what the ratios depend on: versions, threads, the BLAS and the core type it assumes."
     import torch
 
     torch.set_num_threads(1)
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    print(f"python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}, one thread each")
-    print(f"BLAS {blas['name']} {blas['version']}, OPENBLAS_CORETYPE={os.environ.get('OPENBLAS_CORETYPE', 'unset')}")
+    core_type = os.environ.get("OPENBLAS_CORETYPE", "unset")
+    print(f"python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}")
+    print(f"BLAS {blas['name']} {blas['version']}, OPENBLAS_CORETYPE {core_type}, one thread each")

@@ -10,13 +10,15 @@ __all__ = ['numpy_backend', 'get_default_dtype', 'set_default_dtype', 'Backend',
 __doc__ = """
 The array libraries that minima can compute with.
 
-Everything above this module speaks to an array library through one object, a `Backend`: its namespace `xp`
-(NumPy's names), its array type, and three ways for data to come and go. A backend is found in two ways:
-by the *type* of an array that is already there (`backend_of`), and by the *name* of a device that somebody
-asks for (`Device("cpu")`). NumPy is built in; any other package may offer one through the entry-point group
-`minima.backends`, and is imported only when its device is first used.
+Everything above this module speaks to an array library through one object, a `Backend`: its
+namespace `xp` (NumPy's names), its array type, and three ways for data to come and go. A backend
+is found in two ways: by the *type* of an array that is already there (`backend_of`), and by the
+*name* of a device that somebody asks for (`Device("cpu")`). NumPy is built in; any other package
+may offer one through the entry-point group `minima.backends`, and is imported only when its
+device is first used.
 
-What is left out: no unified memory, no implicit transfers. An array moves when somebody says `.to(device)`.
+What is left out: no unified memory, no implicit transfers. An array moves when somebody says
+`.to(device)`.
 """
 
 # %% ../nbs/00_backend.ipynb #f7a6b24d
@@ -40,12 +42,14 @@ def set_default_dtype(
     global _default_dtype
     dtype = np.dtype(dtype)
     if dtype.kind != "f":
-        raise TypeError(f"the default dtype must be floating, such as 'float32'; got {dtype.name!r}")
+        raise TypeError(
+            f"the default dtype must be floating, such as 'float32'; got {dtype.name!r}"
+        )
     _default_dtype = dtype
 
 # %% ../nbs/00_backend.ipynb #9f0dd54c
 class Backend:
-    "An array library: its `name`, its namespace `xp`, its `array_type`, and how data comes and goes."
+    "An array library: its name, its namespace `xp`, its array type, and how data come and go."
 
     def __init__(
         self,
@@ -60,12 +64,16 @@ class Backend:
         return 1
 
     def asarray(self, data, dtype=None, index=0):
-        "`data` (an array of this library, a NumPy array, a list or a number) as an array on device `index`."
+        "`data` (an array, a list or a number) as an array of this library on device `index`."
         return self.xp.asarray(data, dtype=dtype)
 
     def to_numpy(self, array):
         "`array` as a NumPy array, without a copy where that is possible."
         return np.asarray(array)
+
+    def add_at(self, array, key, values):
+        "Add `values` to `array` in place where `key` points, once for each time it points there."
+        self.xp.add.at(array, key, values)
 
     def copy(self, array):
         "`array` (or one of this library's scalars) again, in memory of its own."
@@ -80,7 +88,7 @@ class Backend:
         return Device(self.name)
 
     def check_indices(self, array, size):
-        "Raise IndexError unless every index in `array` is in [0, size). May do nothing where reading values is slow."
+        "Raise IndexError unless all of `array` is in [0, size); may skip it where reading is slow."
         if array.size and not (0 <= array.min() and array.max() < size):
             wrong = array[(array < 0) | (array >= size)].reshape(-1)[0]
             raise IndexError(f"index {wrong} is out of range: expected 0 to {size - 1}")
@@ -112,7 +120,9 @@ def _mean(a, axis=None, keepdims=False):
     return total / (a.size / total.size if total.size else np.nan)
 
 
-_numpy = SimpleNamespace(**vars(np) | dict(__name__="numpy", sum=_sum, max=_max, min=_min, mean=_mean))
+_numpy = SimpleNamespace(
+    **vars(np) | dict(__name__="numpy", sum=_sum, max=_max, min=_min, mean=_mean)
+)
 
 # %% ../nbs/00_backend.ipynb #b84a184e
 _by_name = {}
@@ -122,9 +132,11 @@ _by_type = {}
 def register(
     backend: Backend,  # what to add
 ):
-    "Make `backend` known, under its name and its array type. A name that is taken is refused with ValueError."
+    "Make `backend` known by its name and its array type. Raises ValueError if the name is taken."
     if _by_name.get(backend.name, backend) is not backend:
-        raise ValueError(f"there is a backend named {backend.name!r} already: {_by_name[backend.name]}")
+        raise ValueError(
+            f"there is a backend named {backend.name!r} already: {_by_name[backend.name]}"
+        )
     _by_name[backend.name] = _by_type[backend.array_type] = backend
     return backend
 
@@ -142,7 +154,7 @@ def _plug_ins():
 def get_backend(
     name: str,  # a device type, such as `"cpu"`
 ) -> Backend:
-    "The backend called `name`, imported from its plug-in at the first use. Raises RuntimeError if there is none."
+    "The backend called `name`, imported at its first use. Raises RuntimeError if there is none."
     if name not in _by_name:
         plug_ins = _plug_ins()
         if name not in plug_ins:
@@ -171,7 +183,7 @@ def _find(array_type):
 
 # %% ../nbs/00_backend.ipynb #02d2ac74
 class Device(str):
-    "A device by name: `cpu`, `cuda` (which is `cuda:0`), `cuda:1`. Raises RuntimeError for a malformed name."
+    "A device by name: `cpu`, `cuda` (that is, `cuda:0`). Raises RuntimeError if malformed."
 
     def __new__(
         cls,
@@ -190,7 +202,9 @@ class Device(str):
         "The backend behind this device. Raises RuntimeError if there is none, or too few devices."
         found = get_backend(self.type)
         if self.index >= found.device_count():
-            raise RuntimeError(f"no device {str(self)!r}: {self.type} has {found.device_count()} here")
+            raise RuntimeError(
+                f"no device {str(self)!r}: {self.type} has {found.device_count()} here"
+            )
         return found
 
     def put(self, data, dtype=None):

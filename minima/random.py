@@ -101,8 +101,7 @@ class Generator:
         seed,  # an int from 0 to 2**64 - 1
     ):
         "Begin anew with `seed`; returns self. Raises TypeError or ValueError for a bad seed."
-        self._state = _as_word("a seed", seed), 0
-        return self
+        return self._begin(_as_word("a seed", seed), 0)
 
     def initial_seed(self) -> int:
         "The seed that the draws are made from."
@@ -110,7 +109,8 @@ class Generator:
 
     def get_state(self) -> dict:
         "The seed and the number of draws so far, as a dict of two ints."
-        return dict(zip(("seed", "offset"), self._state))
+        seed, offset = self._state
+        return {"seed": seed, "offset": offset}
 
     def set_state(
         self,
@@ -121,7 +121,12 @@ class Generator:
             raise TypeError(f"a state is a dict from get_state(); got a {type(state).__name__}")
         if state.keys() != {"seed", "offset"}:
             raise ValueError(f"a state has the keys 'seed' and 'offset'; got {list(state)}")
-        self._state = tuple(_as_word(f"a state's {key}", state[key]) for key in ("seed", "offset"))
+        seed, offset = (_as_word(f"a state's {key}", state[key]) for key in ("seed", "offset"))
+        return self._begin(seed, offset)
+
+    def _begin(self, seed, offset):
+        with _lock:
+            self._state = seed, offset
         return self
 
     def draw(self) -> tuple:

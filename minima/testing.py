@@ -111,6 +111,8 @@ def _check(run, leaves, what, rng, directions, eps, rtol, atol):
     y = run().data.numpy()
     if not np.array_equal(y, run().data.numpy(), equal_nan=True):
         raise AssertionError("gradcheck: f is not the same twice; seed it, or hand it its mask")
+    if y.dtype.kind != "f":
+        raise TypeError(f"gradcheck: f returns {y.dtype}, which has no gradient")
     cotangent = np.asarray(rng.normal(size=y.shape))
     rounding = 8 * np.finfo(y.dtype).eps * np.sum(np.abs(cotangent * y)) / eps
     for (name, leaf), g in zip(leaves.items(), _gradients(run, leaves, cotangent)):
@@ -267,7 +269,7 @@ def _matched(torch, ours, theirs, kind):
 def _both(torch, ours, theirs, args, pairs, seed):
     "Run both sides forward and backward; returns rows of (name, our array, their array)."
     copies = [a.data.numpy() if isinstance(a, Tensor) else a for a in args]
-    copies = [torch.tensor(a) if isinstance(a, np.ndarray) else a for a in copies]
+    copies = [torch.tensor(a.copy("C")) if isinstance(a, np.ndarray) else a for a in copies]
     leaves = [_Pair(f"input {i}", a, b) for i, (a, b) in enumerate(zip(args, copies))]
     leaves = [p for p in leaves if getattr(p.ours, "requires_grad", False)]
     for p in leaves:

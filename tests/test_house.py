@@ -26,7 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module imports only from modules above it. `minima` is the package's own __init__.py.
 ORDER = """
-    backend autograd operators random testing init
+    backend tensors autograd
+    operators.elementwise operators.reductions operators.shapes operators.products operators
+    random testing init
     nn.module nn.functional nn.layers nn.normalization nn.dropout nn.losses nn
     optim data serialization trainer algorithms* functional
     kernels* cuda capture visualize
@@ -52,6 +54,11 @@ def modules():
     paths = [p for p in sorted((ROOT / "minima").rglob("*.py")) if p.name != "_modidx.py"]
     names = [".".join(p.relative_to(ROOT).with_suffix("").parts) for p in paths]
     return {n.removesuffix(".__init__"): p for n, p in zip(names, paths, strict=True)}
+
+
+def packages():
+    "The names of those modules that are packages."
+    return {name for name, path in modules().items() if path.stem == "__init__"}
 
 
 def sources():
@@ -101,8 +108,7 @@ def upward_only(source, module, is_package=False):
 
 
 def test_modules_import_only_from_modules_above_them():
-    packages = {name for name, path in modules().items() if path.stem == "__init__"}
-    found = [upward_only(source, name, name in packages) for name, source in sources().items()]
+    found = [upward_only(source, name, name in packages()) for name, source in sources().items()]
     report(fault for faults in found for fault in faults)
 
 
@@ -164,9 +170,9 @@ def test_the_numbering_check_finds():
 # ---- imports ----
 
 
-def foreign(source, module):
+def foreign(source, module, is_package=False):
     "What `source` imports at module level that is neither Python's, NumPy's, tqdm's nor ours."
-    for line, name in imports(source, module, inside_functions=False):
+    for line, name in imports(source, module, is_package, inside_functions=False):
         if name.split(".")[0] not in AT_MODULE_LEVEL:
             yield f"{module}, line {line}: import {name} inside the function that needs it"
 
@@ -179,7 +185,8 @@ def loaded_by(statement, names):
 
 
 def test_modules_import_only_numpy_and_tqdm():
-    report(fault for name, source in sources().items() for fault in foreign(source, name))
+    found = [foreign(source, name, name in packages()) for name, source in sources().items()]
+    report(fault for faults in found for fault in faults)
 
 
 def test_importing_minima_loads_no_heavy_library():

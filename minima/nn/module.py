@@ -9,20 +9,21 @@ __all__ = ['Parameter', 'Buffer', 'role_of', 'walk', 'Module', 'HookHandle', 'Se
 __doc__ = """
 What a model is: leaves, and one walk that finds them.
 
-A model is an ordinary Python object. Its state is marked by type: a `Parameter` is learned, a `Buffer` is saved but
-not learned, anything else is neither. A `Module` is found wherever it lies: in an attribute, a list, a tuple or a
-dict. `walk` visits all three kinds, each object once, with its path; everything that one does to a whole model
-(collect its parameters, save it, move it, switch it to evaluation, print it) is a line over `walk`.
+A model is an ordinary Python object. Its state is marked by type: a `Parameter` is learned, a
+`Buffer` is saved but not learned, anything else is neither. A `Module` is found wherever it
+lies: in an attribute, a list, a tuple or a dict. `walk` visits all three kinds, each object
+once, with its path; everything that one does to a whole model (collect its parameters, save it,
+move it, switch it to evaluation, print it) is a line over `walk`.
 
-What always holds: a parameter that is used in two places is listed once; forgetting `super().__init__()` does no
-harm; calling a module stores neither inputs nor outputs; an error that arises inside a model names the path of the
-layer where it arose.
+What always holds: a parameter that is used in two places is listed once; forgetting
+`super().__init__()` does no harm; calling a module stores neither inputs nor outputs; an error
+that arises inside a model names the path of the layer where it arose.
 """
 
 # %% ../../nbs/06_module.ipynb #549beab6
-import minima.operators  # noqa: F401 - gives Tensors their methods
 from ..autograd import Tensor, tensor
 from ..backend import backend_of
+from ..operators import to
 
 # %% ../../nbs/06_module.ipynb #549fa45c
 class Parameter(Tensor):
@@ -66,7 +67,7 @@ def role_of(value):
 
 
 def _inside(value):
-    "What `value` holds directly, as (name, thing): a module's attributes, or the items of a list, tuple or dict."
+    "What `value` holds directly, as (name, thing): attributes of a module, items of a collection."
     if role_of(value) == "module":
         for name, thing in vars(value).items():
             if name in value._unnamed:
@@ -84,7 +85,7 @@ def walk(
     deep=True,  # whether to go on into the modules that are found
     path="",  # the path to `value` itself
 ):
-    "Every Parameter, Buffer and Module in `value` (itself included), as (path, thing), each once, in order of definition."
+    "Every Parameter, Buffer and Module in `value`, itself included, as (path, thing), each once."
     seen, waiting = set(), [(path, value)]
     while waiting:
         path, thing = waiting.pop()
@@ -94,7 +95,9 @@ def walk(
         if role_of(thing):
             yield path, thing
         if deep or thing is value or role_of(thing) != "module":
-            inside = [(f"{path}.{name}" if path else str(name), inner) for name, inner in _inside(thing)]
+            inside = [
+                (f"{path}.{name}" if path else str(name), inner) for name, inner in _inside(thing)
+            ]
             waiting += reversed(inside)
 
 
@@ -109,7 +112,7 @@ def _child_modules(value) -> list:
 
 # %% ../../nbs/06_module.ipynb #d9e4a011
 class Module:
-    "Base class of layers and models: subclass it, make Parameters and Modules attributes, and define `forward`."
+    "Base class of layers and models: give it Parameters and Modules, and define `forward`."
 
     role = "module"
     training = True  # a default for all, so that no __init__ has to set it
@@ -120,7 +123,9 @@ class Module:
 
     def forward(self, *args, **kwargs):
         "What the module computes; every subclass defines it."
-        raise NotImplementedError(f"{type(self).__name__} has no forward(): define what it computes")
+        raise NotImplementedError(
+            f"{type(self).__name__} has no forward(): define what it computes"
+        )
 
     def __call__(self, *args, **kwargs):
         try:
@@ -132,11 +137,11 @@ class Module:
 
     def register_forward_hook(
         self,
-        hook,  # called as `hook(module, args, output)`; what it returns, unless None, replaces the output
+        hook,  # called as `hook(module, args, output)`; a result, unless None, replaces the output
         *,
         with_kwargs=False,  # call it as `hook(module, args, kwargs, output)` instead
     ):
-        "Call `hook` after each forward. The handle that is returned removes it, also as a context manager."
+        "Call `hook` after each forward. Returns a handle that removes it, also in a `with` block."
         if self._hooks is None:
             self._hooks = _Hooks()
         return self._hooks.add(hook, with_kwargs)
@@ -166,7 +171,11 @@ class Module:
     def named_children(self):
         "The Modules directly below this one, each once, as (name, Module)."
         found = walk(self, deep=False)
-        return ((path, thing) for path, thing in found if role_of(thing) == "module" and thing is not self)
+        return (
+            (path, thing)
+            for path, thing in found
+            if role_of(thing) == "module" and thing is not self
+        )
 
     def children(self) -> list:
         "The Modules directly below this one, each once."
@@ -179,7 +188,7 @@ class Module:
     # ---- what is done to all of it ----
 
     def train(self, mode=True):
-        "Switch to training mode, or with False to evaluation mode, all the way down. Returns the module."
+        "Switch to training mode, or with False to evaluation, all the way down. Returns itself."
         self.training = bool(mode)
         for child in self.children():
             child.train(mode)
@@ -212,38 +221,47 @@ class Module:
         device=None,  # a device's name, or a dtype
         dtype=None,  # a floating dtype
     ):
-        "Move all Parameters and Buffers, and give the floating ones another dtype. Returns the module."
+        "Move all Parameters and Buffers, or give floating ones another dtype. Returns itself."
         for t in self.parameters() + self.buffers():
-            moved = t.data.to(device, dtype)
-            t.data = moved if backend_of(t.array).is_floating(t.dtype) else t.data.to(moved.device)
-            t.grad = None if t.grad is None else t.grad.to(device, dtype)
+            moved = to(t.data, device, dtype)
+            t.data = moved if backend_of(t.array).is_floating(t.dtype) else to(t.data, moved.device)
+            t.grad = None if t.grad is None else to(t.grad, device, dtype)
         return self
 
     # ---- saving ----
 
     def state_dict(self) -> dict:
         "All Parameters and Buffers by path, detached; they share memory with the model."
-        return {path: thing.detach() for path, thing in walk(self) if role_of(thing) in ("parameter", "buffer")}
+        return {
+            path: thing.detach()
+            for path, thing in walk(self)
+            if role_of(thing) in ("parameter", "buffer")
+        }
 
     def load_state_dict(
         self,
         state: dict,  # Tensors or arrays by path
         strict=True,  # whether keys that lack or are left over are an error
     ):
-        "Copy `state` into the model. Raises RuntimeError for missing or unexpected keys, and for shapes that differ."
+        "Copy `state` into the model. Raises RuntimeError for keys or shapes that do not fit."
         own = self.state_dict()
         missing, unexpected = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         problems = [f"missing {missing}"] * bool(missing and strict)
         problems += [f"unexpected {unexpected}"] * bool(unexpected and strict)
-        incoming = {path: tensor(state[path], device=own[path].device) for path in own if path in state}
+        incoming = {
+            path: tensor(state[path], device=own[path].device) for path in own if path in state
+        }
         problems += [
-            f"size mismatch for {path}: the model has {own[path].shape}, the state dict {value.shape}"
+            f"size mismatch for {path}: the model has {own[path].shape}, `state` {value.shape}"
             for path, value in incoming.items()
             if value.shape != own[path].shape
         ]
         if problems:
             counts = f"the model has {len(own)} keys, the state dict {len(state)}"
-            raise RuntimeError(f"Error(s) in loading state_dict for {type(self).__name__} ({counts}): {'; '.join(problems)}")
+            raise RuntimeError(
+                f"Error(s) in loading state_dict for {type(self).__name__} ({counts}): "
+                f"{'; '.join(problems)}"
+            )
         for path, value in incoming.items():
             own[path].array[...] = value.array
         return missing, unexpected
@@ -255,7 +273,9 @@ class Module:
         return ""
 
     def __repr__(self):
-        children = [f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()]
+        children = [
+            f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()
+        ]
         inside = [self.extra_repr()] * bool(self.extra_repr()) + children
         body = "\n  ".join(["", *inside]) + "\n" if children else "".join(inside)
         return f"{type(self).__name__}({body})"

@@ -1,0 +1,820 @@
+"Every operator against PyTorch, one row each, and against arithmetic; then its corners."
+
+import itertools
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+
+from minima import operators as ops
+from minima.autograd import ShapeError, Tensor, grad
+from minima.backend import get_default_dtype, set_default_dtype
+from minima.testing import gradcheck, vs_torch
+
+# ---- numbers ----
+
+
+def normal(rng, shape):
+    return rng.normal(size=shape)
+
+
+def positive(rng, shape):
+    return rng.uniform(0.2, 3.0, size=shape)
+
+
+def away(rng, shape):
+    "Not near zero, where there may be a kink or a pole."
+    return rng.uniform(0.2, 3.0, size=shape) * rng.choice([-1.0, 1.0], size=shape)
+
+
+def distinct(rng, shape):
+    "No two alike, and none close to a half."
+    return rng.permutation(np.prod(shape, dtype=int)).reshape(shape) * 0.37 - 1.6
+
+
+def mask(rng, shape):
+    return rng.random(shape) < 0.6
+
+
+def below(n):
+    return lambda rng, shape: rng.integers(0, n, size=shape)
+
+
+LAYOUTS = {
+    "as it is": lambda a: a,
+    "transposed": lambda a: np.ascontiguousarray(a.T).T,
+    "strided": lambda a: np.repeat(a, 2, axis=-1)[..., ::2] if a.ndim else a,
+    "backwards": lambda a: np.ascontiguousarray(a[::-1])[::-1] if a.ndim else a,
+}
+
+
+def numbers(makers, shapes, layout="as it is", seed=0):
+    "One read-only array for each shape: an operator that writes into its arguments cannot."
+    rng = np.random.default_rng(seed)
+    makers = makers if isinstance(makers, tuple) else (makers,) * len(shapes)
+    arrays = [LAYOUTS[layout](np.asarray(make(rng, s))) for make, s in zip(makers, shapes)]
+    for a in arrays:
+        a.flags.writeable = False
+    return arrays
+
+
+# ---- one row per operator ----
+
+
+@dataclass
+class Row:
+    "An operator, PyTorch's, the shapes of their arguments, and the settings to try."
+
+    name: str
+    ours: object
+    theirs: object  # the name of a torch function, or a function of (torch, *tensors, **settings)
+    shapes: list
+    make: object = normal
+    settings: list = field(default_factory=lambda: [{}])
+    smooth: bool = True  # whether differences can be compared with gradients
+
+    def cases(self):
+        return list(itertools.product(self.shapes, self.settings))
+
+    def ours_with(self, settings):
+        return lambda *a: self.ours(*a, **settings)
+
+    def theirs_with(self, torch, settings):
+        if callable(self.theirs):
+            return lambda *a: self.theirs(torch, *a, **settings)
+        function = torch
+        for part in self.theirs.split("."):
+            function = getattr(function, part)
+        return lambda *a: function(*a, **settings)
+
+
+def reduction(name):
+    "PyTorch's reduction by its own names for the settings; without an axis it takes them all."
+
+    def theirs(torch, a, axis=None, axes=None, keepdims=False, **settings):
+        dim = axis if axes is None else axes
+        dim = list(range(a.ndim)) if dim is None else dim
+        return getattr(torch, name)(a, dim=dim, keepdim=keepdims, **settings)
+
+    return theirs
+
+
+def argument(name):
+    def theirs(torch, a, axis=None, keepdims=False):
+        return getattr(torch, name)(a, dim=axis, keepdim=keepdims)
+
+    return theirs
+
+
+def normalised_by_layer(torch, x, *affine, axis, eps):
+    shape = [x.shape[i] for i in axis]
+    affine = [p.reshape(shape) for p in affine]
+    return torch.nn.functional.layer_norm(x, shape, *affine, eps=eps)
+
+
+def normalised_by_batch(torch, x, *affine, axis, eps):
+    affine = dict(zip(("weight", "bias"), (p.reshape(-1) for p in affine)))
+    return torch.nn.functional.batch_norm(x, None, None, training=True, eps=eps, **affine)
+
+
+ONE = [((),), ((5,),), ((3, 4),), ((2, 1, 3),), ((0, 3),)]
+PAIRS = [
+    ((), ()), ((4,), ()), ((3, 4), (3, 4)), ((3, 4), (4,)), ((1, 4), (3, 1)),
+    ((2, 1, 3), (4, 1)), ((1,), (1, 1)), ((0, 3), (3,)), ((0,), (1,)),
+]  # fmt: skip
+PRODUCTS = [
+    ((3,), (3,)), ((3,), (3, 4)), ((2, 3), (3,)), ((2, 3), (3, 4)), ((1, 1), (1, 1)),
+    ((5, 2, 3), (3,)), ((3,), (5, 3, 4)), ((5, 2, 3), (3, 4)), ((2, 3), (5, 3, 4)),
+    ((5, 2, 3), (5, 3, 4)), ((1, 2, 3), (5, 3, 4)), ((5, 2, 3), (1, 3, 4)),
+    ((2, 1, 2, 3), (4, 3, 5)), ((0, 3), (3, 4)), ((2, 0), (0, 3)), ((0, 2, 3), (3, 4)),
+]  # fmt: skip
+AXES = [
+    {}, {"keepdims": True}, {"axis": 0}, {"axis": -1}, {"axis": (0, 2)}, {"axis": (-1, 0)},
+    {"axes": (1,)}, {"axes": [0, 1], "keepdims": True}, {"axis": 1, "keepdims": True},
+]  # fmt: skip
+CUBES = [((2, 3, 4),), ((1, 3, 2),), ((4, 1, 1),)]
+CORRECTIONS = [a | {"correction": c} for a, c in zip(AXES, itertools.cycle([0, 1, 0.5]))]
+
+ROWS = [
+    # arithmetic
+    Row("add", ops.add, "add", PAIRS),
+    Row("subtract", ops.subtract, "subtract", PAIRS),
+    Row("multiply", ops.multiply, "multiply", PAIRS),
+    Row("divide", ops.divide, "divide", PAIRS, (normal, away)),
+    Row("power", ops.power, "pow", PAIRS, (positive, normal)),
+    Row("power, by 3", lambda a: a**3, lambda torch, a: a**3, ONE),
+    Row("power, by 0.5", lambda a: a**0.5, lambda torch, a: a**0.5, ONE, positive),
+    Row("power, by -1", lambda a: ops.power_scalar(a, -1), lambda torch, a: a**-1, ONE, away),
+    Row("power, of 2", lambda a: 2**a, lambda torch, a: 2**a, ONE),
+    Row("negate", ops.negate, "neg", ONE),
+    Row("matmul", ops.matmul, "matmul", PRODUCTS),
+    # functions of one argument
+    Row("exp", ops.exp, "exp", ONE),
+    Row("log", ops.log, "log", ONE, positive),
+    Row("sqrt", ops.sqrt, "sqrt", ONE, positive),
+    Row("abs", ops.abs, "abs", ONE, away),
+    Row("sign", ops.sign, "sign", ONE, away),
+    Row("tanh", ops.tanh, "tanh", ONE),
+    Row("sigmoid", ops.sigmoid, "sigmoid", ONE),
+    Row("relu", ops.relu, "relu", ONE, away),
+    Row("gelu", ops.gelu, "nn.functional.gelu", ONE),
+    # choosing
+    Row("maximum", ops.maximum, "maximum", PAIRS),
+    Row("minimum", ops.minimum, "minimum", PAIRS),
+    Row("clip", ops.clip, "clip", ONE, distinct,
+        [{"min": -1.0}, {"max": 0.5}, {"min": -1, "max": 0.5}]),
+    Row("where", ops.where, "where", [(p[0], *p) for p in PAIRS], (mask, normal, normal)),
+    Row("equal", ops.equal, "eq", PAIRS, below(2)),
+    Row("not_equal", ops.not_equal, "ne", PAIRS, below(2)),
+    Row("less", ops.less, "less", PAIRS, below(2)),
+    Row("less_equal", ops.less_equal, "less_equal", PAIRS, below(2)),
+    Row("greater", ops.greater, "greater", PAIRS, below(2)),
+    Row("greater_equal", ops.greater_equal, "greater_equal", PAIRS, below(2)),
+    Row("isfinite", ops.isfinite, "isfinite", ONE, smooth=False),
+    # reductions
+    Row("summation", ops.summation, reduction("sum"), CUBES, settings=AXES),
+    Row("mean", ops.mean, reduction("mean"), CUBES, settings=AXES),
+    Row("var", ops.var, reduction("var"), CUBES[:1], settings=CORRECTIONS),
+    Row("max", ops.max, reduction("amax"), CUBES, distinct, AXES),
+    Row("min", ops.min, reduction("amin"), CUBES, distinct, AXES),
+    Row("logsumexp", ops.logsumexp, reduction("logsumexp"), CUBES, settings=AXES),
+    Row("argmax", ops.argmax, argument("argmax"), CUBES, distinct,
+        [{}, {"axis": 0}, {"axis": -1, "keepdims": True}], smooth=False),
+    Row("argmin", ops.argmin, argument("argmin"), CUBES, distinct,
+        [{}, {"axis": 0}, {"axis": -1, "keepdims": True}], smooth=False),
+    Row("summation, of one or none", ops.summation, "sum", ONE),
+    Row("mean, of one", ops.mean, "mean", [((),), ((1,),), ((5,),)]),
+    Row("max, of one", ops.max, "max", [((),), ((1,),), ((5,),)]),
+    Row("summation, of rows of none", ops.summation, reduction("sum"),
+        [((0, 3),), ((3, 0),)], settings=[{"axis": 0}, {"axis": (1,)}]),
+    Row("softmax", ops.softmax,
+        lambda torch, a, axis=-1: torch.softmax(a, axis), [*CUBES, ((1, 0, 2),)],
+        settings=[{}, {"axis": 0}, {"axis": -1}, {"axis": 2}]),
+    Row("log_softmax", ops.log_softmax,
+        lambda torch, a, axis=-1: torch.log_softmax(a, axis), [*CUBES, ((1, 0, 2),)],
+        settings=[{}, {"axis": 0}, {"axis": -1}, {"axis": 2}]),
+    # shapes
+    Row("reshape", ops.reshape, "reshape", [((3, 4),), ((2, 3, 2),)],
+        settings=[{"shape": s} for s in [(12,), (-1,), (4, 3), (2, -1), (1, 12, 1)]]),
+    Row("reshape, of one or none", ops.reshape, "reshape", [((),), ((1, 1),)],
+        settings=[{"shape": (1,)}, {"shape": ()}]),
+    Row("transpose", ops.transpose,
+        lambda torch, a, axes=None: a.permute(axes or tuple(range(a.ndim))[::-1]), CUBES,
+        settings=[{}, {"axes": (2, 0, 1)}, {"axes": (-1, 0, -2)}, {"axes": [1, 2, 0]}]),
+    Row("transpose, of two", ops.transpose, lambda torch, a, axes: a.transpose(*axes), CUBES,
+        settings=[{"axes": (0, 1)}, {"axes": (-1, -3)}]),
+    Row("transpose, of few", ops.transpose,
+        lambda torch, a: a.permute(tuple(range(a.ndim))[::-1]), ONE),
+    Row("swapaxes", ops.swapaxes, lambda torch, a, axis1, axis2: a.swapaxes(axis1, axis2), CUBES,
+        settings=[{"axis1": 0, "axis2": -1}, {"axis1": 1, "axis2": 1}]),
+    Row("squeeze", ops.squeeze,
+        lambda torch, a, axis=None: a.squeeze() if axis is None else a.squeeze(axis),
+        [((1, 3, 1),), ((1, 1, 1),), ((2, 3, 1),)],
+        settings=[{}, {"axis": 0}, {"axis": -1}, {"axis": (0, 2)}, {"axis": 1}]),
+    Row("expand_dims", ops.expand_dims, lambda torch, a, axis: a.unsqueeze(axis), [((3, 4),)],
+        settings=[{"axis": i} for i in (0, 1, 2, -1, -3)]),
+    Row("broadcast_to", ops.broadcast_to, lambda torch, a, shape: a.broadcast_to(shape), [((3, 1),), ((1,),), ((),)],
+        settings=[{"shape": (3, 4)}, {"shape": (2, 3, 3)}]),
+    Row("astype", ops.astype, lambda torch, a, dtype: a.to(getattr(torch, dtype)), ONE, away,
+        settings=[{"dtype": "float64"}, {"dtype": "int64"}]),
+    Row("concat", lambda *a, axis=0: ops.concat(a, axis=axis),
+        lambda torch, *a, axis=0: torch.concat(a, axis),
+        [((2, 3), (2, 3)), ((2, 3),), ((2, 3), (2, 3), (2, 3))],
+        settings=[{}, {"axis": 1}, {"axis": -1}]),
+    Row("concat, of unequals", lambda *a: ops.concat(a), lambda torch, *a: torch.concat(a),
+        [((2, 3), (4, 3), (0, 3)), ((1,), (5,))]),
+    Row("stack", lambda *a, axis=0: ops.stack(a, axis=axis),
+        lambda torch, *a, axis=0: torch.stack(a, axis), [((2, 3), (2, 3)), ((2, 3),), ((), ())],
+        settings=[{}, {"axis": -1}]),
+    # indexing
+    Row("take", lambda a, i, axis: ops.take(a, i, axis),
+        lambda torch, a, i, axis: torch.index_select(a, axis, i), [((3, 4, 3), (5,))],
+        (normal, below(3)), [{"axis": 0}, {"axis": 1}, {"axis": -1}]),
+    Row("take, of all", ops.take, "take", [((3, 4), (2, 3)), ((5,), (0,))], (normal, below(5))),
+    Row("gather", lambda a, i, axis: ops.gather(a, axis, i),
+        lambda torch, a, i, axis: torch.gather(a, axis, i),
+        [((3, 3, 3), (3, 3, 3)), ((3, 4, 3), (2, 1, 3))],
+        (normal, below(3)), [{"axis": 0}, {"axis": 1}, {"axis": -1}]),
+    Row("take_along_axis", ops.take_along_axis,
+        lambda torch, a, i, axis: torch.take_along_dim(a, i, axis), [((3, 4), (3, 2))],
+        (normal, below(4)), [{"axis": 1}]),
+    # what training does most
+    Row("linear", ops.linear,
+        lambda torch, x, w, b=None: torch.nn.functional.linear(x, w.T, b if b is None else b[0]),
+        [((5, 3), (3, 4)), ((5, 3), (3, 4), (1, 4)), ((2, 5, 3), (3, 4), (1, 4)),
+         ((3,), (3, 4)), ((0, 3), (3, 4), (1, 4)), ((1, 1), (1, 1), (1, 1))]),
+    Row("cross_entropy", ops.cross_entropy, "nn.functional.cross_entropy",
+        [((5, 3), (5,)), ((1, 4), (1,)), ((4, 3), (4,))], (normal, below(3))),
+    Row("normalize, a layer", ops.normalize, normalised_by_layer,
+        [((4, 2, 3),), ((4, 2, 3), (2, 3), (2, 3))],
+        settings=[{"axis": (1, 2), "eps": 1e-5}, {"axis": (-2, -1), "eps": 0.1}]),
+    Row("normalize, rows", ops.normalize, normalised_by_layer,
+        [((4, 3),), ((4, 3), (3,)), ((4, 3), (3,), (3,)), ((2, 5, 3), (3,), (3,))],
+        settings=[{"axis": (-1,), "eps": 1e-5}]),
+    Row("normalize, a batch", ops.normalize, normalised_by_batch,
+        [((4, 3, 2),), ((4, 3, 2), (3, 1), (3, 1))], settings=[{"axis": (0, 2), "eps": 1e-5}]),
+    Row("dropout", ops.dropout, lambda torch, x, keep, p: x * keep / (1 - p),
+        [((3, 4), (3, 4)), ((2, 3, 4), (3, 4)), ((0,), (0,))], (normal, mask), [{"p": 0.4}]),
+]  # fmt: skip
+
+BY_NAME = {"ids": lambda row: row.name, "argvalues": ROWS}
+SMOOTH = [row for row in ROWS if row.smooth and "equal" not in row.name]
+
+
+def test_every_operator_has_a_row():
+    known = {getattr(ops, row.name.partition(",")[0]) for row in ROWS}
+    public = {name: f for name, f in vars(ops).items() if name[0] != "_" and hasattr(f, "rule")}
+    assert len(public) > 40 and not {name for name, f in public.items() if f not in known}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("row", **BY_NAME)
+def test_value_dtype_and_gradients_as_in_torch(row, dtype, torch):
+    for (shapes, settings), layout in itertools.product(row.cases(), LAYOUTS):
+        arrays = numbers(row.make, shapes, layout)
+        ours, theirs = row.ours_with(settings), row.theirs_with(torch, settings)
+        vs_torch(ours, theirs, arrays, dtype=dtype, verbose=False)
+
+
+@pytest.mark.parametrize("row", SMOOTH, ids=lambda row: row.name)
+def test_gradients_of_first_and_second_order_as_differences_measure(row):
+    for shapes, settings in row.cases():
+        arrays = numbers(row.make, shapes, seed=1)
+        if any(a.dtype.kind == "f" for a in arrays) and settings != {"dtype": "int64"}:
+            assert gradcheck(row.ours_with(settings), arrays, order=2, directions=2)
+
+
+@pytest.mark.parametrize("row", **BY_NAME)
+def test_a_rule_writes_into_nothing_that_it_is_given(row):
+    for shapes, settings in row.cases():
+        leaves = [
+            Tensor(a, requires_grad=a.dtype.kind == "f") for a in numbers(row.make, shapes)
+        ]
+        y = row.ours_with(settings)(*leaves)
+        if y.requires_grad:
+            (cotangent,) = numbers(normal, [y.shape])
+            wanted = [t for t in leaves if t.requires_grad]
+            first = grad(y, wanted, cotangent, retain_graph=True)
+            again = grad(y, wanted, cotangent)  # what the pullbacks keep is unharmed, too
+            for a, b in zip(first, again):
+                np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+# ---- indexing ----
+
+PICK = np.array([[0, 2], [1, 0]])
+KEYS = {
+    "an integer": 1,
+    "a negative integer": -1,
+    "a slice": slice(1, None),
+    "a step": slice(None, None, 2),
+    "an empty slice": slice(2, 2),
+    "a tuple": (1, slice(0, 2)),
+    "all": (1, 2, 3),
+    "nothing": (),
+    "an ellipsis": (..., 0),
+    "an ellipsis between": (0, ..., 1),
+    "a new axis": (None, slice(None), 0),
+    "a new last axis": (..., None),
+    "a list": [0, 2],
+    "a list with repetitions": [0, 0, 2, 0],
+    "an array": PICK,
+    "an array on the second axis": (slice(None), PICK),
+    "two arrays": (np.array([0, 2, 2]), np.array([1, 0, 0])),
+    "two arrays that broadcast": (np.array([[0], [2]]), np.array([1, 1, 0])),
+    "arrays apart": (np.array([0, 2]), slice(None), np.array([1, 1])),
+    "an array and an integer": (1, np.array([0, 2, 0])),
+    "an array and a new axis": (None, np.array([0, 1])),
+    "negative indices": np.array([-1, 0, -1]),
+    "no index at all": np.array([], dtype="int64"),
+    "a mask": np.array([True, False, True]),
+    "a whole mask": np.arange(36).reshape(3, 3, 4) % 5 == 0,
+    "a mask of nothing": np.zeros((3, 3), dtype=bool),
+    "a mask and a slice": (slice(None), np.array([True, False, True]), slice(1, 3)),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
+def test_getitem_as_in_torch(key, dtype, torch):
+    (a,) = numbers(normal, [(3, 3, 4)])
+    as_theirs = [torch.tensor(k) if isinstance(k, np.ndarray) else k for k in _tuple(key)]
+    theirs = key if isinstance(key, list) else tuple(as_theirs)
+    vs_torch(lambda x: x[key], lambda x: x[theirs], [a], dtype=dtype, verbose=False)
+
+
+def _tuple(key):
+    return key if isinstance(key, tuple) else (key,)
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
+def test_getitem_by_differences(key):
+    (a,) = numbers(normal, [(3, 3, 4)])
+    assert gradcheck(lambda x: x[key], [a], order=2)
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
+def test_an_index_may_be_a_tensor(key):
+    (a,) = numbers(normal, [(3, 3, 4)])
+    as_tensors = tuple(Tensor(k) if isinstance(k, np.ndarray) else k for k in _tuple(key))
+    x = Tensor(a, requires_grad=True)
+    for k in (as_tensors, as_tensors[0] if len(as_tensors) == 1 else as_tensors):
+        np.testing.assert_array_equal(x[k].data.numpy(), a[key])
+
+
+@pytest.mark.parametrize("key", [slice(None, None, -1), (slice(2, None, -2), slice(3, 0, -1))])
+def test_getitem_with_a_negative_step(key):
+    (a,) = numbers(normal, [(3, 4)])
+    x = Tensor(a, requires_grad=True)
+    np.testing.assert_array_equal(x[key].data.numpy(), a[key])
+    assert gradcheck(lambda x: x[key], [a], order=2)
+
+
+def test_an_index_that_repeats_collects_every_gradient():
+    x = Tensor([1.0, 2.0, 3.0], requires_grad=True)
+    x[[0, 0, 2]].backward([1.0, 10.0, 100.0])
+    assert x.grad.tolist() == [11.0, 0.0, 100.0]
+
+
+@pytest.mark.parametrize("key", [3, (0, 4), np.array([5]), (0, 0, 0), np.array([True])])
+def test_an_index_out_of_range_is_an_IndexError_that_names_the_shape(key):
+    with pytest.raises(IndexError, match=r"getitem\(\(3, 4\)"):
+        Tensor(np.zeros((3, 4)))[key]
+
+
+def test_iterating_and_unpacking_keep_gradients():
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
+    first, second = x
+    (first * 2 + second).sum().backward()
+    assert x.grad.tolist() == [[2.0, 2.0], [1.0, 1.0]]
+
+
+def test_writing_into_a_tensor():
+    x = Tensor([1.0, 2.0, 3.0])
+    x[0], x[Tensor([1, 2])] = 7.0, Tensor([8.0, 9.0])
+    assert x.tolist() == [7.0, 8.0, 9.0]
+    for a, value in [(Tensor([1.0], requires_grad=True), 2.0), (x, Tensor(1.0, requires_grad=True))]:
+        with pytest.raises(RuntimeError, match="would lose gradients"):
+            a[0] = value
+
+
+# ---- far out ----
+
+INF, NAN = np.inf, np.nan
+FAR = [-INF, -1e4, -800.0, -100.0, -1.0, -0.0, 0.0, 1.0, 100.0, 800.0, 1e4, INF, NAN]
+PECULIAR = {  # where PyTorch itself does not agree with what it does elsewhere
+    *(("sign", NAN, dtype) for dtype in ("float32", "float64")),  # its sign of nan is 0
+    *(("power, by 0.5", x, d) for x in (-INF, -0.0) for d in ("float32", "float64")),  # a root
+    ("gelu", INF, "float32"),  # nan, but inf in float64
+}
+LOGITS = [
+    [1e4, 0.0, -1e4], [-1e4, -1e4, -1e4], [1e4, 1e4, 1e4], [-INF, 0.0, 1.0], [-INF, -INF, 2.0],
+    [-INF, -INF, -INF], [INF, 0.0, 1.0], [INF, INF, 0.0], [INF, -INF, 0.0], [NAN, 0.0, 1.0],
+]  # fmt: skip
+ROWWISE = {"summation", "mean", "max", "min", "logsumexp", "softmax", "log_softmax", "var"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "row",
+    [row for row in ROWS if row.shapes is ONE and row.name not in ("transpose, of few", "astype")],
+    ids=lambda row: row.name,
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_far_out_values_and_gradients_are_those_of_torch(row, dtype, torch):
+    for settings, far in itertools.product(row.settings, FAR):
+        ours, theirs = row.ours_with(settings), row.theirs_with(torch, settings)
+        if (row.name, far, dtype) not in PECULIAR:
+            vs_torch(ours, theirs, [np.array([far])], dtype=dtype, verbose=False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("keepdims", [False, True])
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row.name in ROWWISE], ids=lambda row: row.name
+)
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_far_out_reductions_are_those_of_torch(row, keepdims, dtype, torch):
+    settings = {"axis": -1} | ({} if "softmax" in row.name else {"keepdims": keepdims})
+    ours, theirs = row.ours_with(settings), row.theirs_with(torch, settings)
+    for logits in LOGITS:  # one by one, so that a nan of one hides nothing in the others
+        vs_torch(ours, theirs, [np.array([logits])], dtype=dtype, verbose=False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["add", "subtract", "multiply", "divide", "maximum", "minimum"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_far_out_pairs_are_those_of_torch(name, dtype, torch):
+    a, b = (x.reshape(-1) for x in np.meshgrid(FAR, FAR))
+    vs_torch(getattr(ops, name), getattr(torch, name), [a, b], dtype=dtype, verbose=False)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_powers_at_zero_and_far_out_are_those_of_torch(dtype, torch):
+    bases = [-INF, -2.0, -1.0, -0.0, 0.0, 0.5, 1.0, 2.0, 1e4, INF]
+    exponents = [-INF, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0, INF]
+    for base, exponent in itertools.product(bases, exponents):
+        a, b = np.array([base]), np.array([exponent])
+        vs_torch(ops.power, torch.pow, [a, b], dtype=dtype, verbose=False)
+    for base, exponent in itertools.product(bases, [-2, -1, 0, 1, 2, 3, 1.5]):
+        power = lambda x, e=exponent: x**e
+        vs_torch(power, power, [np.array([base])], dtype=dtype, verbose=False)
+
+
+def test_no_warning_and_no_nan_where_the_answer_is_ordinary():
+    with np.errstate(all="raise", under="ignore"):
+        for f in (ops.sigmoid, ops.tanh, ops.relu, ops.gelu, ops.softmax, ops.log_softmax):
+            x = Tensor([-1e4, -100.0, 0.0, 100.0, 1e4], requires_grad=True)
+            y = f(x)
+            y.backward(np.ones(5))
+            assert np.isfinite(y.data.numpy()).all() and np.isfinite(x.grad.numpy()).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_cross_entropy_far_out(dtype, torch):
+    for logits, label in itertools.product(LOGITS, range(3)):
+        arguments = [np.array([logits, [0.0, 1.0, 2.0]]), np.array([label, 1])]
+        theirs = torch.nn.functional.cross_entropy
+        vs_torch(ops.cross_entropy, theirs, arguments, dtype=dtype, verbose=False)
+
+
+# ---- ties, kinks, and holes ----
+
+
+@pytest.mark.parametrize("name", ["maximum", "minimum"])
+def test_a_tie_between_two_is_shared_as_in_torch(name, torch):
+    a = np.array([1.0, 2.0, 3.0, 0.0, -0.0])
+    b = np.array([1.0, 3.0, 2.0, -0.0, 0.0])
+    vs_torch(getattr(ops, name), getattr(torch, name), [a, b], verbose=False)
+    vs_torch(lambda x: getattr(ops, name)(x, 2.0), lambda x: getattr(torch, name)(x, torch.tensor(2.0)), [a])
+
+
+@pytest.mark.parametrize("ours, theirs", [(ops.max, "amax"), (ops.min, "amin")])
+@pytest.mark.parametrize("axis", [None, 0, 1, (0, 1)])
+def test_a_tie_among_many_is_shared_as_in_torch(ours, theirs, axis, torch):
+    a = np.array([[2.0, 2.0, 1.0], [0.0, 2.0, 2.0], [1.0, 1.0, 1.0]])
+    vs_torch(lambda x: ours(x, axis=axis), lambda x: reduction(theirs)(torch, x, axis=axis), [a])
+
+
+@pytest.mark.parametrize("ours, theirs", [(ops.abs, "abs"), (ops.relu, "relu"), (ops.sign, "sign")])
+def test_at_a_kink_the_gradient_is_that_of_torch(ours, theirs, torch):
+    vs_torch(ours, getattr(torch, theirs), [np.array([0.0, -0.0, 1.0])], verbose=False)
+
+
+@pytest.mark.parametrize("limits", [(0.0, 1.0), (None, 0.5), (0.5, None), (1.0, 1.0)])
+def test_at_a_limit_clip_passes_the_gradient_as_torch_does(limits, torch):
+    a = np.array([-1.0, 0.0, 0.25, 0.5, 1.0, 2.0])
+    vs_torch(lambda x: ops.clip(x, *limits), lambda x: torch.clip(x, *limits), [a], verbose=False)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("shape, axis, correction", [((1,), 0, 1), ((3, 1), 1, 1), ((2,), 0, 2)])
+def test_the_variance_of_too_few_is_that_of_torch(shape, axis, correction, torch):
+    (a,) = numbers(normal, [shape])
+    settings = {"axis": axis, "correction": correction}
+    theirs = lambda x: reduction("var")(torch, x, **settings)
+    vs_torch(lambda x: ops.var(x, **settings), theirs, [a], verbose=False)
+
+
+def test_where_lets_no_infinite_gradient_through_the_other_side():
+    x = Tensor([0.0, 4.0], requires_grad=True)
+    with np.errstate(divide="ignore"):
+        ops.where(x > 0, ops.sqrt(x), 0.0).sum().backward()
+    assert np.isnan(x.grad.tolist()[0]) and x.grad.tolist()[1] == 0.25  # 0 * inf, as in torch
+    x.grad = None
+    ops.where(np.array([True, False]), x, 0.0).backward([1.0, np.inf])
+    assert x.grad.tolist() == [1.0, 0.0]
+
+
+# ---- dtypes ----
+
+
+@pytest.fixture
+def default_float64():
+    before = get_default_dtype()
+    set_default_dtype("float64")
+    yield
+    set_default_dtype(before)
+
+
+SCALARS = [2, 2.5, True, np.float64(2.5), np.float32(2.5), np.int64(2), np.bool_(True)]
+BINARY = ["+", "-", "*", "/", "**"]
+
+
+@pytest.mark.parametrize("symbol", BINARY)
+@pytest.mark.parametrize("scalar", SCALARS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_a_scalar_on_either_side_computes_as_numpy_and_never_changes_the_dtype(dtype, scalar, symbol):
+    a = np.array([1.5, 2.0, 0.5], dtype=dtype)
+    x = Tensor(a, requires_grad=True)
+    plain = scalar.item() if isinstance(scalar, np.generic) else scalar
+    for text in (f"x {symbol} s", f"s {symbol} x"):
+        y = eval(text, {"x": x, "s": scalar})
+        expected = eval(text, {"x": a, "s": plain})
+        assert type(y) is Tensor and y.dtype == dtype and y.requires_grad
+        np.testing.assert_allclose(y.data.numpy(), expected, rtol=1e-3 if dtype == "float16" else 1e-6)
+        y.sum().backward()
+        assert x.grad.dtype == dtype
+
+
+OTHERS = {
+    "ndarray": lambda a: a,
+    "nested list": lambda a: a.tolist(),
+    "Tensor": Tensor,
+    "Tensor with gradient": lambda a: Tensor(a, requires_grad=True),
+}
+
+
+@pytest.mark.parametrize("symbol", [*BINARY, "@", "<", "<=", ">", ">=", "==", "!="])
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+def test_operators_with_an_array_on_either_side_compute_as_numpy(other, symbol):
+    a, b = numbers(positive, [(3, 3), (3, 3)])
+    x, o = Tensor(a, requires_grad=True), other(b)
+    for text, expected in ((f"x {symbol} o", (a, b)), (f"o {symbol} x", (b, a))):
+        y = eval(text, {"x": x, "o": o})
+        expected = eval(f"a {symbol} b", dict(zip("ab", expected)))
+        assert type(y) is Tensor and y.dtype == expected.dtype
+        np.testing.assert_allclose(y.data.numpy(), expected, rtol=1e-12)
+        assert y.requires_grad == (y.dtype != bool)
+
+
+def test_one_minus_x_is_not_x_minus_one():  # and so for every operation that has two sides
+    x = Tensor([3.0], requires_grad=True)
+    for y, value, slope in [(1 - x, -2.0, -1.0), (6 / x, 2.0, -2 / 3), (2**x, 8.0, 8 * np.log(2))]:
+        x.grad = None
+        y.backward([1.0])
+        assert y.tolist() == pytest.approx([value]) and x.grad.tolist() == pytest.approx([slope])
+    m, v = Tensor([[1.0, 2.0], [3.0, 4.0]]), np.array([[1.0, 0.0], [0.0, 0.0]], dtype="float32")
+    assert (v @ m).tolist() == [[1.0, 2.0], [0.0, 0.0]] != (m @ v).tolist()
+
+
+def test_ints_never_widen_a_float():
+    x = Tensor(np.ones(3, dtype="float32"), requires_grad=True)
+    i = np.array([1, 2, 3])
+    results = [x * i, i * x, x + Tensor(i), Tensor(i) / x, x**i, ops.where(i > 1, x, i), ops.maximum(x, i)]
+    results += [x.sum() / len(x), ops.matmul(x, i), ops.concat([x, i.astype("float32")])]
+    for y in results:
+        assert y.dtype == "float32"
+        y.sum().backward()
+    assert x.grad.dtype == "float32"
+
+
+def test_floats_of_two_widths_give_the_wider_and_each_its_own_gradient():
+    x = Tensor(np.ones(3, dtype="float32"), requires_grad=True)
+    y = Tensor(np.ones(3), requires_grad=True)
+    z = x * y
+    assert z.dtype == "float64"
+    z.sum().backward()
+    assert (x.grad.dtype, y.grad.dtype) == ("float32", "float64")
+
+
+def test_lists_of_floats_are_exact_beside_float64():
+    x = Tensor(np.zeros(2))
+    assert (x + [0.1, 0.2]).tolist() == [0.1, 0.2] == ([0.1, 0.2] + x).tolist()
+
+
+INTEGERS = {
+    "divide": (lambda i: i / i, "default"),
+    "divide by a number": (lambda i: i / 2, "default"),
+    "divide a number": (lambda i: 2 / i, "default"),
+    "mean": (lambda i: i.mean(axis=0), "default"),
+    "var": (lambda i: i.var(), "default"),
+    "exp": (lambda i: i.exp(), "default"),
+    "sqrt": (lambda i: i.sqrt(), "default"),
+    "sigmoid": (lambda i: i.sigmoid(), "default"),
+    "times a float": (lambda i: i * 0.5, "default"),
+    "to a float power": (lambda i: i**0.5, "default"),
+    "softmax": (lambda i: i.softmax(), "default"),
+    "logsumexp": (lambda i: i.logsumexp(), "default"),
+    "add": (lambda i: i + 1, "int64"),
+    "to an integer power": (lambda i: i**2, "int64"),
+    "sum": (lambda i: i.sum(), "int64"),
+    "sum of booleans": (lambda i: (i > 1).sum(), "int64"),
+    "max": (lambda i: i.max(), "int64"),
+    "argmax": (lambda i: i.argmax(), "int64"),
+    "relu": (lambda i: i.relu(), "int64"),
+    "negate": (lambda i: -i, "int64"),
+    "matmul": (lambda i: i @ i, "int64"),
+}
+
+
+@pytest.mark.parametrize("f, dtype", INTEGERS.values(), ids=INTEGERS)
+def test_integers_give_integers_or_the_default_float(f, dtype):
+    assert f(Tensor([1, 2, 3])).dtype == ("float32" if dtype == "default" else dtype)
+
+
+@pytest.mark.parametrize("f, dtype", INTEGERS.values(), ids=INTEGERS)
+def test_integers_give_integers_or_the_default_float_when_it_is_another(f, dtype, default_float64):
+    assert f(Tensor([1, 2, 3])).dtype == ("float64" if dtype == "default" else dtype)
+
+
+def test_the_default_dtype_is_that_of_python_floats_only(default_float64):
+    assert Tensor([1.0]).dtype == "float64"
+    assert Tensor(np.ones(1, dtype="float32")).dtype == "float32"
+    assert (Tensor(np.ones(1, dtype="float32")) * 2.0).dtype == "float32"
+
+
+def test_an_integer_to_a_negative_power_says_what_is_wrong():
+    with pytest.raises(RuntimeError, match="power"):
+        Tensor([1, 2]) ** -1
+
+
+# ---- the methods of Tensor ----
+
+METHODS = {
+    "sum(axes)": (lambda x: x.sum(axes=(1,)), lambda a: a.sum(1)),
+    "sum(axis)": (lambda x: x.sum(axis=1, keepdims=True), lambda a: a.sum(1, keepdims=True)),
+    "sum(by position)": (lambda x: x.sum(0, True), lambda a: a.sum(0, keepdims=True)),
+    "sum(axis 0)": (lambda x: x.sum(axes=0), lambda a: a.sum(0)),
+    "sum(list)": (lambda x: x.sum(axes=[0, 1]), lambda a: a.sum((0, 1))),
+    "mean": (lambda x: x.mean(1), lambda a: a.mean(1)),
+    "var": (lambda x: x.var(axis=1), lambda a: a.var(1, ddof=1)),
+    "max": (lambda x: x.max(-1), lambda a: a.max(-1)),
+    "min": (lambda x: x.min(axes=(0, 2)), lambda a: a.min((0, 2))),
+    "argmax": (lambda x: x.argmax(1), lambda a: a.argmax(1)),
+    "argmin": (lambda x: x.argmin(), lambda a: a.argmin()),
+    "reshape(tuple)": (lambda x: x.reshape((6, 4)), lambda a: a.reshape(6, 4)),
+    "reshape(spread)": (lambda x: x.reshape(-1, 4), lambda a: a.reshape(-1, 4)),
+    "reshape(one)": (lambda x: x.reshape(-1), lambda a: a.reshape(-1)),
+    "reshape(list)": (lambda x: x.reshape([4, 6]), lambda a: a.reshape(4, 6)),
+    "reshape(shape=)": (lambda x: x.reshape(shape=(24,)), lambda a: a.reshape(24)),
+    "broadcast_to": (lambda x: x.broadcast_to((5, 2, 3, 4)), lambda a: a + np.zeros((5, 1, 1, 1))),
+    "transpose": (lambda x: x.transpose(), lambda a: a.T),
+    "transpose(tuple)": (lambda x: x.transpose((0, 2, 1)), lambda a: a.transpose(0, 2, 1)),
+    "transpose(spread)": (lambda x: x.transpose(2, 0, 1), lambda a: a.transpose(2, 0, 1)),
+    "transpose(two)": (lambda x: x.transpose(-1, -2), lambda a: a.swapaxes(-1, -2)),
+    "T": (lambda x: x.T, lambda a: a.T),
+    "swapaxes": (lambda x: x.swapaxes(0, 1), lambda a: a.swapaxes(0, 1)),
+    "squeeze": (lambda x: x[:1].squeeze(0), lambda a: a[0]),
+    "expand_dims": (lambda x: x.expand_dims((0, -1)), lambda a: a[None, ..., None]),
+    "take": (lambda x: x.take([0, 2], 1), lambda a: a.take([0, 2], 1)),
+    "gather": (lambda x: x.gather(2, [[[0]]]), lambda a: a[:1, :1, :1]),
+    "astype": (lambda x: x.astype("float32"), lambda a: a.astype("float32")),
+    "to": (lambda x: x.to("float32"), lambda a: a.astype("float32")),
+    "clip": (lambda x: x.clip(-0.5, 0.5), lambda a: a.clip(-0.5, 0.5)),
+    "maximum": (lambda x: x.maximum(0.5), lambda a: np.maximum(a, 0.5)),
+    "abs": (lambda x: abs(x), np.abs),
+    "neg": (lambda x: -x, np.negative),
+    "tanh": (lambda x: x.tanh(), np.tanh),
+    "softmax": (lambda x: x.softmax(0), lambda a: np.exp(a) / np.exp(a).sum(0)),
+    "matmul": (lambda x: x.matmul(x.swapaxes(1, 2)), lambda a: a @ a.swapaxes(1, 2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("ours, numpys", METHODS.values(), ids=METHODS)
+def test_methods_compute_as_numpy_and_record(ours, numpys):
+    (a,) = numbers(normal, [(2, 3, 4)])
+    y, expected = ours(Tensor(a, requires_grad=True)), numpys(a)
+    assert type(y) is Tensor and y.shape == expected.shape and y.dtype == expected.dtype
+    np.testing.assert_allclose(y.data.numpy(), expected, rtol=1e-6)
+    assert y.requires_grad == (y.dtype.kind == "f")
+
+
+def test_operators_take_axes_by_position_by_name_and_by_its_other_name():
+    a = Tensor(np.arange(6.0).reshape(2, 3))
+    for y in (ops.summation(a, 1), ops.summation(a, axis=1), ops.summation(a, axes=(1,)), ops.sum(a, [1])):
+        assert y.tolist() == [3.0, 12.0]
+    assert ops.summation(a, axes=0).tolist() == [3.0, 5.0, 7.0]  # 0 is an axis, not "none"
+    assert ops.logsumexp(a, axes=(1,)).shape == (2,)
+    assert ops.reshape(a, (3, 2)).shape == ops.reshape(a, shape=(3, 2)).shape == (3, 2)
+    assert ops.broadcast_to(a, shape=(4, 2, 3)).shape == (4, 2, 3)
+    assert ops.concat([a, a], 1).shape == ops.concat((a, a), axis=1).shape == (2, 6)
+    assert ops.concat(a, a).shape == (4, 3)
+
+
+def test_operators_take_arrays_lists_and_numbers_where_they_take_tensors():
+    assert ops.exp([0.0]).tolist() == [1.0] == ops.exp(np.zeros(1)).tolist()
+    assert ops.add(1, 2).tolist() == 3 and ops.multiply([1.0, 2.0], 3).tolist() == [3.0, 6.0]
+    assert ops.where([True, False], 1.0, 0.0).tolist() == [1.0, 0.0]
+    assert ops.stack([[1.0], [2.0]]).tolist() == [[1.0], [2.0]]
+    assert ops.concat([np.ones(1), Tensor([2.0])]).shape == (2,)
+
+
+def test_a_comparison_with_none_or_a_string_is_pythons():
+    x = Tensor([1.0])
+    assert (x == None) is False and (x != "a") is True  # noqa: E711
+    with pytest.raises(TypeError):
+        x < None
+    assert x in {x: 1} and hash(x) == hash(x)
+
+
+def test_an_operator_in_place_makes_a_new_tensor():
+    x = Tensor([1.0], requires_grad=True)
+    y = x
+    y += 1
+    assert y is not x and x.tolist() == [1.0] and y.requires_grad
+
+
+# ---- shapes that do not fit ----
+
+MISFITS = {
+    "add": (lambda a, b: a + b, r"add\(\(2, 3\), \(4,\)\)"),
+    "matmul": (lambda a, b: a @ b, r"matmul\(\(2, 3\), \(4,\)\): the inner sizes .* 3 and 4"),
+    "matmul of a number": (lambda a, b: a @ Tensor(2.0), r"matmul\(\(2, 3\), \(\)\).*use \*"),
+    "reshape": (lambda a, b: a.reshape(4), r"reshape\(\(2, 3\)\)"),
+    "broadcast_to": (lambda a, b: b.broadcast_to((2, 3)), r"broadcast_to\(\(4,\)\)"),
+    "concat": (lambda a, b: ops.concat([a, a.T]), r"concat\(\(2, 3\), \(3, 2\)\)"),
+    "linear": (lambda a, b: ops.linear(a, np.ones((4, 2))), r"linear\(\(2, 3\), \(4, 2\)"),
+    "gather": (lambda a, b: ops.gather(a, 0, [0]), "as many axes"),
+    "where": (lambda a, b: ops.where(a > 0, a, b), r"where\(\(2, 3\), \(2, 3\), \(4,\)\)"),
+}
+
+
+@pytest.mark.parametrize("f, message", MISFITS.values(), ids=MISFITS)
+def test_shapes_that_do_not_fit_name_the_operation_and_the_shapes(f, message):
+    for kind in (RuntimeError, ValueError, ShapeError):
+        with pytest.raises(kind, match=message):
+            f(Tensor(np.ones((2, 3)), requires_grad=True), Tensor(np.ones(4)))
+
+
+@pytest.mark.parametrize(
+    "f",
+    [lambda a: a.sum(axis=2), lambda a: a.max(axis=-3), lambda a: a.softmax(5),
+     lambda a: a.swapaxes(0, 2), lambda a: ops.concat([a, a], axis=2)],
+    ids=["sum", "max", "softmax", "swapaxes", "concat"],
+)  # fmt: skip
+def test_an_axis_out_of_range_is_an_error(f):
+    with pytest.raises((IndexError, ValueError), match="axis|out of"):
+        f(Tensor(np.ones((2, 3)), requires_grad=True))
+
+
+# ---- what an earlier version got wrong ----
+
+
+def test_logsumexp_of_one_row_keeps_the_batch_axis():
+    assert ops.logsumexp(Tensor([[1.0, 2.0]]), axes=(1,)).shape == (1,)
+    assert ops.logsumexp(Tensor([[1.0], [2.0]]), axes=(1,)).tolist() == [1.0, 2.0]
+
+
+def test_one_operation_used_twice_keeps_both_values_apart():
+    a, b = Tensor(0.0, requires_grad=True), Tensor(1.0, requires_grad=True)
+    first, second = ops.exp(a), ops.exp(b)
+    first.backward()
+    second.backward()
+    assert a.grad.item() == 1.0 and b.grad.item() == pytest.approx(np.e)
+
+
+def test_a_batch_of_one_gets_a_gradient_of_its_own_shape():
+    a, b = Tensor(np.ones((1, 2, 3)), requires_grad=True), Tensor(np.ones((5, 3, 4)))
+    (a @ b).sum().backward()
+    assert a.grad.shape == (1, 2, 3) and a.grad.tolist()[0][0] == [20.0] * 3
+
+
+def test_a_vector_times_a_matrix_has_gradients():
+    v, m = Tensor(np.ones(3), requires_grad=True), Tensor(np.ones((3, 4)), requires_grad=True)
+    (v @ m).sum().backward()
+    assert v.grad.tolist() == [4.0] * 3 and m.grad.shape == (3, 4)
+
+
+def test_an_array_times_a_tensor_is_a_tensor_not_an_array_of_objects():
+    y = np.ones(2) * Tensor([1.0, 2.0])
+    assert type(y) is Tensor and y.tolist() == [1.0, 2.0]
+
+
+def test_x_to_the_power_of_zero_is_flat_at_zero():
+    for exponent in (0, 0.0, Tensor(0.0)):
+        x = Tensor([0.0, 2.0], requires_grad=True)
+        (x**exponent).sum().backward()
+        assert x.grad.tolist() == [0.0, 0.0]
