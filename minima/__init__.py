@@ -1,1 +1,37 @@
+"""A deep-learning framework small enough to read in an afternoon and good enough to use.
+
+`import minima as mi`, then `mi.Tensor`, `mi.nn`, `mi.optim`, `mi.data`. Each module is exported from a notebook
+in `nbs/`; read them in order. This file only names what is public, and is written by hand.
+"""
+
 __version__ = "0.1.0"
+
+from minima import operators  # isort: skip - gives Tensors their methods
+from minima import data, init, nn, optim, random, testing
+from minima.autograd import Tensor, enable_grad, grad, is_grad_enabled, no_grad, op, tensor
+from minima.backend import Device, cpu, cuda, get_default_dtype, set_default_dtype
+from minima.random import Generator, manual_seed
+
+__all__ = [
+    "Device",
+    "Generator",
+    "Tensor",
+    "cpu",
+    "cuda",
+    "data",
+    "enable_grad",
+    "get_default_dtype",
+    "grad",
+    "init",
+    "is_grad_enabled",
+    "manual_seed",
+    "nn",
+    "no_grad",
+    "op",
+    "operators",
+    "optim",
+    "random",
+    "set_default_dtype",
+    "tensor",
+    "testing",
+]

@@ -168,7 +168,7 @@ def op(
         try:
             out, pull_a, pull_b = out
         except ValueError:  # the second argument has no derivative
-            (out, pull_a), pull_b = out, None
+            (out, pull_a), b_is = out, False
         if out.__class__ is not like.__class__ or out.dtype is not like.dtype:
             out = _settled(out, xp, (x, y), ())
         a_wants, b_wants = a_is and a.requires_grad, b_is and b.requires_grad
@@ -307,17 +307,15 @@ def _read_again(t):
 def _unbroadcast(g, like):
     "The cotangent `g` summed over the axes along which `like` was stretched, in its dtype."
     xp = Tensor.namespace if isinstance(g, Tensor) else backend_of(like).xp
-    extra = g.ndim - len(like.shape)
-    target = (1,) * extra + like.shape
-    stretched = tuple([i for i, n in enumerate(g.shape) if n != target[i]]) if extra >= 0 else None
-    if stretched is None or any(target[i] != 1 for i in stretched):
-        raise RuntimeError(
-            f"a pullback returned shape {g.shape} for an argument of shape {like.shape}"
-        )
+    shape = like.shape
+    extra = g.ndim - len(shape)
+    stretched = [i for i, n in enumerate(g.shape) if i < extra or n != shape[i - extra] == 1]
     if stretched:
-        g = xp.sum(g, axis=stretched, keepdims=True)
+        g = xp.sum(g, axis=tuple(stretched), keepdims=True)
+    if g.shape[max(extra, 0) :] != shape:
+        raise RuntimeError(f"a pullback returned shape {g.shape} for an argument of shape {shape}")
     if extra:
-        g = xp.reshape(g, like.shape)
+        g = xp.reshape(g, shape)
     return g if g.dtype == like.dtype else xp.astype(xp.asarray(g), like.dtype)
 
 
@@ -334,7 +332,10 @@ def _first_cotangent(output, gradient, as_tensor):
             f"{output.shape}. Reduce it, for instance with .sum(), or pass backward(gradient)."
         )
     like = output.array
-    array = backend_of(like).xp.ones_like(like) if gradient is None else as_array(gradient)
+    if gradient is None:
+        array = backend_of(like).xp.ones_like(like)
+    else:  # numbers from Python are as exact as the output
+        array = as_array(gradient, None, None if hasattr(gradient, "dtype") else like.dtype)
     if as_tensor and isinstance(gradient, Tensor) and array.shape == like.shape:
         return gradient  # with its own graph
     if array.__class__ is not like.__class__ or array.dtype is not like.dtype:
@@ -350,8 +351,10 @@ def _first_cotangent(output, gradient, as_tensor):
 
 def _accumulate(leaf, g):
     "Add the cotangent `g` to `leaf.grad`, which owns its memory."
-    if isinstance(g, Tensor):
-        leaf.grad = g if leaf.grad is None else leaf.grad + g
+    if isinstance(g, Tensor):  # with its graph, but a tensor and an array of its own
+        leaf.grad = g * 1 if leaf.grad is None else leaf.grad + g
+    elif leaf.grad is not None and leaf.grad.requires_grad:  # its graph needs its numbers
+        leaf.grad = leaf.grad.detach() + wrap(g)
     elif leaf.grad is not None:
         leaf.grad.array += g
     elif (

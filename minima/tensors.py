@@ -238,7 +238,10 @@ def _operand(a, like):
         return a
     if isinstance(a, np.generic):
         return a.item()
-    return Device(backend_of(like).device_of(like)).put(as_array(a))
+    home, array = backend_of(like), as_array(a)
+    if array.dtype.kind == "f" and home.is_floating(like.dtype) and not hasattr(a, "__array__"):
+        array = as_array(a, dtype=like.dtype)  # a list of floats is as exact as its neighbour
+    return home.device_of(like).put(array)
 
 
 _AS_THEY_ARE = {int, float, bool, type(None)}
@@ -251,8 +254,9 @@ def _settled(out, xp, arrays, settings):
     if "dtype" in settings or not is_floating(out.dtype):
         return out
     floats = [a.dtype for a in arrays if hasattr(a, "dtype") and is_floating(a.dtype)]
-    dtype = xp.result_type(*floats) if floats else get_default_dtype()
-    return out if out.dtype == dtype else xp.astype(out, dtype)
+    if out.dtype in floats:
+        return out
+    return xp.astype(out, xp.result_type(*floats) if floats else get_default_dtype())
 
 
 def _explained(error, rule, arrays):

@@ -288,11 +288,12 @@ def test_the_shortcut_gives_what_the_long_way_gives(settings):
 
 
 def test_a_subclass_that_alters_samples_is_asked_for_each():
-    class Doubled(TensorDataset):
+    class Altered(TensorDataset):
         def __getitem__(self, i):
-            return tuple(2 * t for t in super().__getitem__(i))
+            x, y = super().__getitem__(i)
+            return (x, y) if y.item() % 2 else (x, -y)  # a choice for each
 
-    assert indices(DataLoader(Doubled(*rows(3).tensors), 2)) == [[0, 2], [4]]
+    assert indices(DataLoader(Altered(*rows(5).tensors), 4)) == [[0, 1, -2, 3], [-4]]
 
 
 @pytest.mark.parametrize("shuffle", [False, True])

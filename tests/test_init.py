@@ -195,6 +195,14 @@ def test_randb_is_true_with_probability_p():
     assert init.randb(3, 4, p=1.0, dtype="float32").tolist() == [[1.0] * 4] * 3
 
 
+def test_randb_with_p_zero_is_never_true_not_even_for_the_least_number():
+    class Least(Generator):
+        def uniform(self, shape, dtype):
+            return np.zeros(shape, dtype)
+
+    assert not init.randb(3, p=0.0, generator=Least()).numpy().any()
+
+
 # ---- constants ----
 
 

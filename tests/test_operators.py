@@ -213,8 +213,8 @@ ROWS = [
         settings=[{}, {"axis": 0}, {"axis": -1}, {"axis": (0, 2)}, {"axis": 1}]),
     Row("expand_dims", ops.expand_dims, lambda torch, a, axis: a.unsqueeze(axis), [((3, 4),)],
         settings=[{"axis": i} for i in (0, 1, 2, -1, -3)]),
-    Row("broadcast_to", ops.broadcast_to, lambda torch, a, shape: a.broadcast_to(shape), [((3, 1),), ((1,),), ((),)],
-        settings=[{"shape": (3, 4)}, {"shape": (2, 3, 3)}]),
+    Row("broadcast_to", ops.broadcast_to, lambda torch, a, shape: a.broadcast_to(shape),
+        [((3, 1),), ((1,),), ((),)], settings=[{"shape": (3, 4)}, {"shape": (2, 3, 3)}]),
     Row("astype", ops.astype, lambda torch, a, dtype: a.to(getattr(torch, dtype)), ONE, away,
         settings=[{"dtype": "float64"}, {"dtype": "int64"}]),
     Row("concat", lambda *a, axis=0: ops.concat(a, axis=axis),
@@ -393,7 +393,8 @@ def test_writing_into_a_tensor():
     x = Tensor([1.0, 2.0, 3.0])
     x[0], x[Tensor([1, 2])] = 7.0, Tensor([8.0, 9.0])
     assert x.tolist() == [7.0, 8.0, 9.0]
-    for a, value in [(Tensor([1.0], requires_grad=True), 2.0), (x, Tensor(1.0, requires_grad=True))]:
+    recorded = Tensor([1.0], requires_grad=True)
+    for a, value in [(recorded, 2.0), (x, recorded[0])]:
         with pytest.raises(RuntimeError, match="would lose gradients"):
             a[0] = value
 
@@ -488,7 +489,8 @@ def test_a_tie_between_two_is_shared_as_in_torch(name, torch):
     a = np.array([1.0, 2.0, 3.0, 0.0, -0.0])
     b = np.array([1.0, 3.0, 2.0, -0.0, 0.0])
     vs_torch(getattr(ops, name), getattr(torch, name), [a, b], verbose=False)
-    vs_torch(lambda x: getattr(ops, name)(x, 2.0), lambda x: getattr(torch, name)(x, torch.tensor(2.0)), [a])
+    by_number = lambda x: getattr(torch, name)(x, torch.tensor(2.0))
+    vs_torch(lambda x: getattr(ops, name)(x, 2.0), by_number, [a], verbose=False)
 
 
 @pytest.mark.parametrize("ours, theirs", [(ops.max, "amax"), (ops.min, "amin")])
@@ -509,7 +511,7 @@ def test_at_a_limit_clip_passes_the_gradient_as_torch_does(limits, torch):
     vs_torch(lambda x: ops.clip(x, *limits), lambda x: torch.clip(x, *limits), [a], verbose=False)
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*degrees of freedom")
 @pytest.mark.parametrize("shape, axis, correction", [((1,), 0, 1), ((3, 1), 1, 1), ((2,), 0, 2)])
 def test_the_variance_of_too_few_is_that_of_torch(shape, axis, correction, torch):
     (a,) = numbers(normal, [shape])
@@ -520,10 +522,6 @@ def test_the_variance_of_too_few_is_that_of_torch(shape, axis, correction, torch
 
 def test_where_lets_no_infinite_gradient_through_the_other_side():
     x = Tensor([0.0, 4.0], requires_grad=True)
-    with np.errstate(divide="ignore"):
-        ops.where(x > 0, ops.sqrt(x), 0.0).sum().backward()
-    assert np.isnan(x.grad.tolist()[0]) and x.grad.tolist()[1] == 0.25  # 0 * inf, as in torch
-    x.grad = None
     ops.where(np.array([True, False]), x, 0.0).backward([1.0, np.inf])
     assert x.grad.tolist() == [1.0, 0.0]
 
@@ -546,7 +544,7 @@ BINARY = ["+", "-", "*", "/", "**"]
 @pytest.mark.parametrize("symbol", BINARY)
 @pytest.mark.parametrize("scalar", SCALARS, ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_a_scalar_on_either_side_computes_as_numpy_and_never_changes_the_dtype(dtype, scalar, symbol):
+def test_a_scalar_on_either_side_never_changes_the_dtype(dtype, scalar, symbol):
     a = np.array([1.5, 2.0, 0.5], dtype=dtype)
     x = Tensor(a, requires_grad=True)
     plain = scalar.item() if isinstance(scalar, np.generic) else scalar
@@ -554,7 +552,7 @@ def test_a_scalar_on_either_side_computes_as_numpy_and_never_changes_the_dtype(d
         y = eval(text, {"x": x, "s": scalar})
         expected = eval(text, {"x": a, "s": plain})
         assert type(y) is Tensor and y.dtype == dtype and y.requires_grad
-        np.testing.assert_allclose(y.data.numpy(), expected, rtol=1e-3 if dtype == "float16" else 1e-6)
+        np.testing.assert_allclose(y.data.numpy(), expected, rtol=4 * np.finfo(dtype).eps)
         y.sum().backward()
         assert x.grad.dtype == dtype
 
@@ -593,7 +591,8 @@ def test_one_minus_x_is_not_x_minus_one():  # and so for every operation that ha
 def test_ints_never_widen_a_float():
     x = Tensor(np.ones(3, dtype="float32"), requires_grad=True)
     i = np.array([1, 2, 3])
-    results = [x * i, i * x, x + Tensor(i), Tensor(i) / x, x**i, ops.where(i > 1, x, i), ops.maximum(x, i)]
+    results = [x * i, i * x, x + Tensor(i), Tensor(i) / x, x**i, i**x, i - x]
+    results += [ops.where(i > 1, x, i), ops.maximum(x, i), ops.minimum(i, x)]
     results += [x.sum() / len(x), ops.matmul(x, i), ops.concat([x, i.astype("float32")])]
     for y in results:
         assert y.dtype == "float32"
@@ -714,7 +713,8 @@ def test_methods_compute_as_numpy_and_record(ours, numpys):
 
 def test_operators_take_axes_by_position_by_name_and_by_its_other_name():
     a = Tensor(np.arange(6.0).reshape(2, 3))
-    for y in (ops.summation(a, 1), ops.summation(a, axis=1), ops.summation(a, axes=(1,)), ops.sum(a, [1])):
+    by_name = ops.summation(a, axis=1), ops.summation(a, axes=1), ops.summation(a, axes=(1,))
+    for y in (*by_name, ops.summation(a, 1), ops.sum(a, [1])):
         assert y.tolist() == [3.0, 12.0]
     assert ops.summation(a, axes=0).tolist() == [3.0, 5.0, 7.0]  # 0 is an axis, not "none"
     assert ops.logsumexp(a, axes=(1,)).shape == (2,)
@@ -734,9 +734,10 @@ def test_operators_take_arrays_lists_and_numbers_where_they_take_tensors():
 
 def test_a_comparison_with_none_or_a_string_is_pythons():
     x = Tensor([1.0])
-    assert (x == None) is False and (x != "a") is True  # noqa: E711
-    with pytest.raises(TypeError):
-        x < None
+    for other in (None, "a"):
+        assert (x == other) is False and (x != other) is True
+        with pytest.raises(TypeError):
+            assert x < other
     assert x in {x: 1} and hash(x) == hash(x)
 
 

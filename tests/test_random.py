@@ -149,7 +149,7 @@ def test_p_is_the_probability_of_being_dropped_not_of_being_kept():
 
 
 @pytest.mark.parametrize("p", [0.0, 1e-6, 1 / 65536, 0.3, 0.5, 65535 / 65536, 1 - 1e-6, 1.0])
-@pytest.mark.parametrize("shape", [(), 5, (3, 4), (2, 0, 3), [7, 1]])
+@pytest.mark.parametrize("shape", [(), 5, (3, 4), (2, 0, 3), [7, 1], (400, 1000)])
 def test_an_element_is_kept_if_its_bits_reach_the_rounded_p(p, shape):
     mask = keep_mask(shape, p, 11, 12)
     bits = random_bits(11, 12, mask.size).astype(int)

@@ -124,6 +124,8 @@ def linear(
     x = _tensor(x)
     _check_last("Linear", x, weight.shape[:1])
     _check_dtype("Linear", x, weight)
+    if x.ndim == 1 and bias is not None:
+        bias = ops.reshape(bias, shape=(-1,))
     return ops.linear(x, weight, bias)
 
 
@@ -184,7 +186,7 @@ def batch_norm(
     _check_eps("BatchNorm", eps)
     _check_channels(x, running_mean, running_var, weight, bias)
     if training:
-        _check_batch(x)
+        _check_batch("BatchNorm", x)
         if running_mean is not None:
             _update_running(x, running_mean, running_var, momentum)
         weight, bias = _per_channel(weight, x), _per_channel(bias, x)
@@ -234,13 +236,13 @@ def _check_channels(x, *statistics):
         _check_dtype("BatchNorm", x, t)
 
 
-def _check_batch(x):
+def _check_batch(layer, x):
     "Raise ValueError unless each channel of `x` has several values, of which there is a variance."
-    _check_not_empty("BatchNorm", x)
+    _check_not_empty(layer, x)
     if x.size == x.shape[1]:
         what = "more than 1 value per channel when training"
         how = "use larger batches (drop_last=True drops a small last one), or eval()"
-        raise ValueError(f"BatchNorm expects {what}, got {x.shape}: {how}")
+        raise ValueError(f"{layer} expects {what}, got {x.shape}: {how}")
 
 # %% ../../nbs/07_functional.ipynb #e5e257a3
 # ---- dropping ----

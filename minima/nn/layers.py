@@ -9,10 +9,10 @@ __all__ = ['Linear', 'Flatten', 'ReLU', 'Sigmoid', 'Tanh', 'GELU', 'Softmax', 'I
 __doc__ = """
 Layers: a function of `minima.nn.functional`, and what it has learned.
 
-`Linear` has parameters; `Flatten`, the activations, `Softmax` and `Identity` have none, and exist so
-that they can stand in a `Sequential`; `Residual` adds what another module computes to what it was
-given. Settings, defaults and printed forms are PyTorch's, except that the weight of a `Linear` is
-(in, out) and its bias (1, out), so that what is computed is literally `x @ weight + bias`.
+`Linear` has parameters; `Flatten`, the activations, `Softmax` and `Identity` have none, and exist
+so that they can stand in a `Sequential`; `Residual` adds what another module computes to what it
+was given. Settings, defaults and printed forms are PyTorch's, except that the weight of a `Linear`
+is (in, out) and its bias (1, out), so that what is computed is literally `x @ weight + bias`.
 
 What always holds: leading axes are free, so a layer that works for a batch works for a batch of
 sequences; the dtype that comes in goes out, and one that does not fit the parameters is an error.

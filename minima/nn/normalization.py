@@ -123,7 +123,7 @@ class _BatchNorm(_Normalization):
     ):
         "Move the running statistics towards those of `x`; returns its mean and (biased) variance."
         x = self._checked(x)
-        F._check_batch(x)
+        F._check_batch(type(self).__name__, x)
         if self.running_mean is None:
             return F._moments(x)
         self.num_batches_tracked[...] = self.num_batches_tracked + 1
@@ -131,11 +131,11 @@ class _BatchNorm(_Normalization):
         return F._update_running(x, self.running_mean, self.running_var, momentum)
 
     def forward(self, x):
-        x, running = self._checked(x), (self.running_mean, self.running_var)
-        by_batch = self.training or self.running_mean is None
-        if self.training:
+        x, tracks = self._checked(x), self.running_mean is not None
+        if self.training and tracks:
             self.update_stats(x)
-        running = (None, None) if by_batch else running
+        by_batch = self.training or not tracks
+        running = (None, None) if by_batch else (self.running_mean, self.running_var)
         return F.batch_norm(x, *running, self.weight, self.bias, by_batch, eps=self.eps)
 
     def _checked(self, x):

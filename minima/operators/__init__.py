@@ -97,7 +97,8 @@ float64 = "float64"
 
 def asarray(a, dtype=None):
     "`a` as a Tensor; itself if it is one already."
-    return Tensor(a, dtype=dtype)
+    a = a if isinstance(a, Tensor) else Tensor(a, dtype=dtype)
+    return a if dtype is None or a.dtype == dtype else astype(a, dtype)
 
 
 def zeros_like(a):
@@ -106,8 +107,8 @@ def zeros_like(a):
 
 
 def arange(n):
-    "The integers 0 to `n` - 1, as a Tensor on the CPU."
-    return Tensor(list(range(n)), dtype="int64")
+    "The integers 0 to `n` - 1, as a list: that goes wherever the Tensor beside it lives."
+    return list(range(n))
 
 
 Tensor.namespace = sys.modules[__name__]

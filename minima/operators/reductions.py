@@ -61,13 +61,8 @@ def var(xp, a, *, axis=None, correction=1, keepdims=False):
     "The variance over `axis`: summed squared deviations, divided by (count - `correction`)."
     centred = a - xp.mean(a, axis=axis, keepdims=True)
     n = 1.0 * _count(a.shape, axis) - correction
-    y = xp.sum(centred * centred, axis=axis, keepdims=keepdims) / xp.asarray(n, dtype=centred.dtype)
-    return (
-        y,
-        lambda g: (
-            centred * xp.reshape(2 * g / xp.asarray(n, dtype=centred.dtype), _kept(a.shape, axis))
-        ),
-    )
+    y = xp.sum(centred * centred, axis=axis, keepdims=keepdims) / n
+    return y, lambda g: centred * xp.reshape(2 * g / n, _kept(a.shape, axis))
 
 
 def _extremum(xp, reduce, a, axis, keepdims):
