@@ -33,6 +33,10 @@ def _settings(arguments):
     settings = parser.parse_args(arguments)
     if settings.epochs < 1:
         parser.error(f"--epochs must be at least 1, got {settings.epochs}")
+    try:
+        mi.Device(settings.device).put(0)  # is it there?
+    except RuntimeError as error:
+        parser.error(f"--device: {error}")
     return settings
 
 # %% ../nbs/14_main.ipynb #e80ff224

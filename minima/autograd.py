@@ -380,11 +380,7 @@ def grad(
 ) -> tuple:
     "The gradients of `outputs` by each of `inputs`; no `grad` is touched. Raises RuntimeError."
     outputs, inputs = _sequence(outputs), _sequence(inputs)
-    gradients = (
-        [grad_outputs]
-        if len(outputs) == 1 and not _is_sequence(grad_outputs)
-        else grad_outputs or [None] * len(outputs)
-    )
+    gradients = grad_outputs if _is_sequence(grad_outputs) else [grad_outputs] * len(outputs)
     cotangents = {}
     for t, g in zip(outputs, gradients, strict=True):
         g = _first_cotangent(t, g, create_graph)
@@ -393,9 +389,7 @@ def grad(
     _walk_back(history, cotangents, create_graph, retain_graph, keep={id(t) for t in inputs})
     unused = [i for i, t in enumerate(inputs) if id(t) not in cotangents]
     if unused and not allow_unused:
-        raise RuntimeError(
-            f"inputs {unused} were not used to compute the outputs; allow_unused=True gives None"
-        )
+        raise RuntimeError(f"inputs {unused} were not used; allow_unused=True gives None for them")
     found = [cotangents.get(id(t)) for t in inputs]
     return tuple(
         g if g is None or isinstance(g, Tensor) else wrap(backend_of(t.array).copy(g))

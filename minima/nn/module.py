@@ -21,6 +21,8 @@ that arises inside a model names the path of the layer where it arose.
 """
 
 # %% ../../nbs/06_module.ipynb #549beab6
+from reprlib import recursive_repr
+
 from ..autograd import Tensor, tensor
 from ..backend import backend_of
 from ..operators import to
@@ -189,9 +191,15 @@ class Module:
 
     def train(self, mode=True):
         "Switch to training mode, or with False to evaluation, all the way down. Returns itself."
-        self.training = bool(mode)
-        for child in self.children():
-            child.train(mode)
+        waiting, seen = [self], []
+        while waiting:
+            module = waiting.pop()
+            seen.append(module)
+            if module is self or type(module).train is Module.train:
+                module.training = bool(mode)
+                waiting += [child for child in module.children() if child not in seen]
+            else:
+                module.train(mode)  # it knows better, also for what is below it
         return self
 
     def eval(self):
@@ -210,10 +218,9 @@ class Module:
         return self
 
     def apply(self, function):
-        "Call `function` on every Module below this one, then on itself. Returns the module."
-        for child in self.children():
-            child.apply(function)
-        function(self)
+        "Call `function` on every Module: inner ones first, this one last. Returns the module."
+        for _, module in reversed(list(self.named_modules())):
+            function(module)
         return self
 
     def to(
@@ -272,6 +279,7 @@ class Module:
         "What to print between the parentheses; subclasses say their settings here."
         return ""
 
+    @recursive_repr()  # a child that points back to its parent does not lead in circles
     def __repr__(self):
         children = [
             f"({name}): {child!r}".replace("\n", "\n  ") for name, child in self.named_children()

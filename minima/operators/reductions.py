@@ -26,7 +26,11 @@ from ..autograd import op
 def _axes(axis, ndim):
     "`axis` (None, an int or a tuple; negative counts from the end) as a tuple of axes from 0."
     axis = range(ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    return tuple(i % ndim for i in axis)
+    places = range(ndim)
+    try:
+        return tuple([places[i] for i in axis])
+    except IndexError:
+        raise IndexError(f"axis out of range: {axis} of {ndim} axes") from None
 
 
 def _kept(shape, axis):

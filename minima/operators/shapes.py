@@ -146,7 +146,7 @@ def take(
     "Whole slices of `a`, picked along `axis` by `indices`."
     if axis is None:
         a, axis = reshape(a, -1), 0
-    return getitem(a, (slice(None),) * (axis % a.ndim) + (indices,))
+    return getitem(a, (slice(None),) * _axes(axis, a.ndim)[0] + (indices,))
 
 
 def gather(
@@ -160,7 +160,7 @@ def gather(
         raise ShapeError(
             f"gather: indices of shape {indices.shape} need as many axes as a of shape {a.shape}"
         )
-    xp, axis = backend_of(indices.array).xp, axis % a.ndim
+    xp, (axis,) = backend_of(indices.array).xp, _axes(axis, a.ndim)
     places = [
         xp.reshape(xp.arange(n), (-1,) + (1,) * (a.ndim - 1 - i))
         for i, n in enumerate(indices.shape)
