@@ -380,7 +380,8 @@ def grad(
 ) -> tuple:
     "The gradients of `outputs` by each of `inputs`; no `grad` is touched. Raises RuntimeError."
     outputs, inputs = _sequence(outputs), _sequence(inputs)
-    gradients = grad_outputs if _is_sequence(grad_outputs) else [grad_outputs] * len(outputs)
+    one = grad_outputs is None or (len(outputs) == 1 and not _is_sequence(grad_outputs))
+    gradients = [grad_outputs] * len(outputs) if one else grad_outputs
     cotangents = {}
     for t, g in zip(outputs, gradients, strict=True):
         g = _first_cotangent(t, g, create_graph)

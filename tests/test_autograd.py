@@ -332,6 +332,22 @@ def test_a_pullback_that_nobody_needs_is_never_called():
     assert calls == ["a", "b", "b"]
 
 
+def test_of_many_arguments_only_those_that_asked_get_a_gradient():
+    calls = []
+
+    @op
+    def total(xp, *arrays):
+        def by(i):
+            return lambda g: calls.append(i) or g
+
+        return sum(arrays), *map(by, range(len(arrays)))
+
+    x, fixed = leaf([2.0]), Tensor([3.0])
+    total(fixed, x, fixed, x).backward([1.0])
+    assert calls == [1, 3] and x.grad.tolist() == [2.0] and fixed.grad is None
+    assert not total(fixed, fixed, 1.0).requires_grad
+
+
 def test_branches_that_do_not_lead_to_the_output_are_left_alone():
     x, w = leaf([2.0]), leaf([3.0])
     y = x * 2
@@ -580,7 +596,8 @@ def test_numpy_reads_a_tensor():
 
 def test_scalars_and_what_is_not_one():
     t = Tensor([[2.5]])
-    assert t.item() == float(t) == 2.5 and int(t) == 2 and bool(t) and not Tensor(0.0)
+    assert t.item() == float(t) == 2.5 and int(t) == 2 and bool(t)
+    assert not Tensor(0.0) and not Tensor([[0.0]])  # it is the number that counts, not the length
     assert [10, 20, 30][Tensor(1)] == 20
     for f in (Tensor.item, float, int, bool):
         with pytest.raises(RuntimeError, match=r"2 elements, shape \(2,\)"):

@@ -322,6 +322,12 @@ def test_vs_torch_is_as_strict_as_the_dtype_allows(dtype, passes, fails, torch):
     vs_torch(lambda x: x * (3 + 3 * fails), theirs, [A], dtype=dtype, atol=1e-2)
 
 
+def test_vs_torch_in_half_precision(torch):
+    vs_torch(lambda x: x * 3, lambda x: x * 3, [A], dtype="float16")
+    with pytest.raises(AssertionError):
+        vs_torch(lambda x: x * 3.1, lambda x: x * 3, [A], dtype="float16")
+
+
 def test_vs_torch_takes_equal_infinities_and_nans_for_equal(torch):
     x = np.array([np.inf, -np.inf, np.nan, 1.0])
     assert vs_torch(lambda x: x * 2, lambda x: x * 2, [x])["output"] == 0.0
