@@ -692,6 +692,9 @@ def test_grad_of_several_outputs_adds_up():
     assert x.grad is None and y.grad is None
     z = x * y
     assert grad([z, z], x)[0].item() == 6.0
+    assert grad(x * y, x, [Tensor(2.0)])[0].item() == 6.0
+    v = leaf([1.0, 2.0])
+    assert grad(v * v, v, [10.0, 1.0])[0].tolist() == [20.0, 4.0]  # numbers: one cotangent
 
 
 def test_grad_of_an_output_that_is_part_of_another():
