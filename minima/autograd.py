@@ -116,7 +116,7 @@ def op(
     def read_many(*args, **settings):
         if settings or len(args) != len(names):
             args, settings = arrange(args, settings)
-        like, arrays, wanted = None, [], False
+        like, arrays, wanted, foreign = None, [], False, False
         for a in args:
             if isinstance(a, Tensor):
                 like = a.array
@@ -125,13 +125,13 @@ def op(
                     wanted = True
             else:
                 arrays.append(a)
+                foreign = foreign or a is not None
         if like is None:
             if not args:
                 raise TypeError(f"{rule.__name__} needs at least one array")
             return read_many(Tensor(args[0]), *args[1:], **settings)
-        for i, a in enumerate(arrays):
-            if a.__class__ is not like.__class__ and a is not None:
-                arrays[i] = _operand(a, like)
+        if foreign:
+            arrays = [_operand(a, like) for a in arrays]
         xp, read = readings[like.__class__]
         try:
             out = read(xp, *arrays, **settings)
@@ -168,15 +168,14 @@ def op(
         try:
             out, pull_a, pull_b = out
         except ValueError:  # the second argument has no derivative
-            (out, pull_a), b_is = out, False
+            (out, pull_a), pull_b = out, None
         if out.__class__ is not like.__class__ or out.dtype is not like.dtype:
             out = _settled(out, xp, (x, y), ())
-        a_wants, b_wants = a_is and a.requires_grad, b_is and b.requires_grad
-        if not (a_wants or b_wants) or not _is_recording():
-            return wrap(out)
-        edges = ((a, pull_a),) if a_wants else ()
-        if b_wants:
+        edges = ((a, pull_a),) if a_is and a.requires_grad and pull_a else ()
+        if b_is and b.requires_grad and pull_b:
             edges += ((b, pull_b),)
+        if not edges or not _is_recording():
+            return wrap(out)
         return _recorded(out, edges, rule, (a, b), _NO_SETTINGS)
 
     apply = functools.wraps(rule)(read_two if len(names) == 2 and not options else read_many)

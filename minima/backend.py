@@ -89,7 +89,7 @@ class Backend:
 
     def check_indices(self, array, size):
         "Raise IndexError unless all of `array` is in [0, size); may skip it where reading is slow."
-        if array.size and not (0 <= array.min() and array.max() < size):
+        if array.size and not (0 <= self.xp.min(array) and self.xp.max(array) < size):
             wrong = array[(array < 0) | (array >= size)].reshape(-1)[0]
             raise IndexError(f"index {wrong} is out of range: expected 0 to {size - 1}")
 

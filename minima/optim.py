@@ -85,10 +85,10 @@ def _adam(
     v *= beta2
     v += xp.multiply(xp.multiply(g, g, out=d), 1 - beta2, out=d)
     xp.sqrt(v, out=d)
-    d /= sqrt(1 - beta2**t)
-    d += eps
+    root = sqrt(1 - beta2**t)  # of v's correction, which is made on the numbers around d
+    d += eps * root
     xp.divide(m, d, out=d)
-    d *= lr / (1 - beta1**t)
+    d *= lr * root / (1 - beta1**t)
     p -= d
 
 # %% ../nbs/17_optim.ipynb #32496ec3

@@ -58,10 +58,10 @@ def _slope(value, leaf, direction, eps):
 
 
 def gradcheck(
-    f,  # a function of Tensors that returns a Tensor
+    f,  # a function or a module of Tensors that returns a Tensor
     inputs,  # a list of its arguments; floating ones become float64 and are checked, others stay
     *,
-    params=(),  # further Tensors that `f` computes with, such as a module's parameters
+    params=None,  # further Tensors that `f` computes with; None takes the parameters of a module
     order=1,  # 2 checks the gradient of the gradient as well
     directions=3,  # how many random directions for each input
     eps=1e-4,  # the step: how far an element moves at most
@@ -70,14 +70,16 @@ def gradcheck(
     seed=0,  # for directions and cotangents
 ) -> bool:
     "True if differences confirm the gradients of `f`; if not, AssertionError names a likely cause."
-    rng, params = np.random.default_rng(seed), list(params)
+    rng = np.random.default_rng(seed)
+    params = _held(f, "named_parameters") if params is None else dict(enumerate(params))
+    buffers = _held(f, "named_buffers").values()
     args = [_leaf(x, "float64") for x in inputs]
     leaves = {f"input {i}": x for i, x in enumerate(args) if getattr(x, "requires_grad", False)}
-    leaves |= {f"parameter {i}": p for i, p in enumerate(params)}
+    leaves |= {f"parameter {name}": p for name, p in params.items()}
     if not leaves:
         raise ValueError("gradcheck: no input is floating, so there is no gradient to check")
     run, what = partial(f, *args), "gradient"
-    with _in_dtype(params, "float64", requires_grad=True):
+    with _in_dtype(params.values(), "float64", requires_grad=True), _in_dtype(buffers, "float64"):
         for n in range(order):
             if n:
                 run, leaves = _differentiated(run, leaves, rng)
@@ -92,14 +94,20 @@ def _leaf(x, dtype):
     return Tensor(t.data, dtype=dtype, requires_grad=True) if t.dtype.kind == "f" else x
 
 
+def _held(module, kind):
+    "What a module names by its method `kind`, as a dictionary; of a function, nothing."
+    return dict(getattr(module, kind, tuple)())
+
+
 @contextmanager
 def _in_dtype(tensors, dtype, requires_grad=False):
-    "The floating ones among `tensors` in `dtype` (and asking for gradients), until the block ends."
-    before = [(t, t.array, t.requires_grad) for t in tensors if t.dtype.kind == "f"]
+    "`tensors` as copies, the floating ones in `dtype` (and asking for gradients), for a while."
+    before = [(t, t.array, t.requires_grad) for t in tensors]
     try:
-        for t, _, wanted in before:
-            t.array = t.device.put(t.data.numpy().astype(dtype))
-            t.requires_grad = wanted or requires_grad
+        for t, array, wanted in before:
+            floating = array.dtype.kind == "f"
+            t.array = t.device.put(t.data.numpy().astype(dtype if floating else array.dtype))
+            t.requires_grad = wanted or (floating and requires_grad)
         yield
     finally:
         for t, array, wanted in before:
@@ -189,7 +197,7 @@ def _differentiated(run, leaves, rng):
 # %% ../nbs/09_testing.ipynb #a255c1df
 # ---- against PyTorch ----
 
-_TOLERANCES = {"float64": (1e-12, 1e-13), "float32": (1e-5, 1e-6), "float16": (1e-2, 1e-3)}
+_TOLERANCE = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2}
 
 
 def vs_torch(
@@ -206,7 +214,7 @@ def vs_torch(
     verbose=True,  # print a line for each array that is compared
 ) -> dict:
     "The largest differences to PyTorch, by name. Raises AssertionError where one is too large."
-    torch, usual = _torch(), _TOLERANCES[np.dtype(dtype).name]
+    torch, usual = _torch(), _TOLERANCE[np.dtype(dtype).name]
     if params is None and isinstance(theirs, torch.nn.Module):
         theirs = deepcopy(theirs).to(getattr(torch, dtype))
     pairs = [_Pair(str(i), p, q) for i, (p, q) in enumerate(params or ())]
@@ -217,9 +225,8 @@ def vs_torch(
             p.theirs.data.copy_(torch.as_tensor(p.as_theirs(p.ours.data.numpy())))
         rows = _both(torch, ours, theirs, [_leaf(x, dtype) for x in inputs], pairs, seed)
         rows += [(f"buffer {p.name}", p.ours.data.numpy(), p.as_ours(p.theirs)) for p in buffers]
-    return _report(
-        rows, usual[0] if rtol is None else rtol, usual[1] if atol is None else atol, verbose
-    )
+    rtol, atol = usual if rtol is None else rtol, usual if atol is None else atol
+    return _report(rows, rtol, atol, verbose)
 
 
 def _torch():
@@ -253,7 +260,7 @@ def _matched(torch, ours, theirs, kind):
     "What two modules have of one `kind`, paired by name; parameters with other names, by order."
     if not (hasattr(ours, kind) and hasattr(theirs, kind)):
         return []
-    a, b = dict(getattr(ours, kind)()), dict(getattr(theirs, kind)())
+    a, b = _held(ours, kind), _held(theirs, kind)
     linear = [n for n, m in theirs.named_modules() if isinstance(m, torch.nn.Linear)]
     flipped = {f"{name}.weight".lstrip(".") for name in linear}
     if kind == "named_buffers" or a.keys() == b.keys():
@@ -303,7 +310,7 @@ def _report(rows, rtol, atol, verbose):
         scale = float(np.max(np.abs(y[np.isfinite(y)]), initial=0.0))
         allowed = atol + rtol * scale
         if verbose:
-            print(f"{name:{width}}  {a.shape!s:10} largest difference {worst:.1e} in {scale:.1e}")
+            print(f"{name:{width}}  {a.shape!s:10} difference {worst:.1e} of values to {scale:.1e}")
         if not worst <= allowed:
             faults.append(f"{name} differs by {worst:.2e}, more than {allowed:.2e}")
     if faults:

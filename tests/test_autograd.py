@@ -484,7 +484,9 @@ def test_no_grad_as_a_context():
         with enable_grad():
             assert is_grad_enabled() and (x * 2).requires_grad
         assert not is_grad_enabled()
+        z = ops.concat([x.exp(), x], axis=0)
     assert is_grad_enabled() and not y.requires_grad and y.is_leaf and y._edges == ()
+    assert not z.requires_grad and z.is_leaf
 
 
 @no_grad
@@ -842,3 +844,15 @@ def test_an_operation_without_pullbacks_records_nothing():
 
     y = rounded(leaf([1.4]))
     assert y.tolist() == [1.0] and not y.requires_grad and y.is_leaf
+
+
+@pytest.mark.parametrize("trailing", [(), (None,)], ids=["left out", "None"])
+def test_an_argument_without_a_pullback_gets_no_gradient_even_if_it_wants_one(trailing):
+    @op
+    def picked(xp, a, b):
+        return a * b, lambda g: g * b, *trailing
+
+    x, y = leaf([2.0]), leaf([3.0])
+    picked(x, y).backward([10.0])
+    assert x.grad.tolist() == [30.0] and y.grad is None
+    assert not picked(Tensor([1.0]), y).requires_grad

@@ -318,6 +318,7 @@ KEYS = {
     "a new last axis": (..., None),
     "a list": [0, 2],
     "a list with repetitions": [0, 0, 2, 0],
+    "an empty list": [],
     "an array": PICK,
     "an array on the second axis": (slice(None), PICK),
     "two arrays": (np.array([0, 2, 2]), np.array([1, 0, 0])),

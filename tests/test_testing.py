@@ -265,6 +265,26 @@ def test_gradcheck_catches_a_wrong_gradient_of_a_parameter_and_still_tidies_up()
     assert same(state(layer), before)
 
 
+def test_gradcheck_of_a_module_takes_its_parameters_and_names_them():
+    layer = Affine(4, 2)
+    before = state(layer)
+    assert gradcheck(layer, [A], order=2) and same(state(layer), before)
+
+    class Wrong(Affine):
+        def __call__(self, x):
+            return wrong_sign(x, self.bias)
+
+    with pytest.raises(AssertionError, match="parameter bias, shape"):
+        gradcheck(Wrong(4, 4), [A])
+
+
+def test_gradcheck_leaves_buffers_as_they_were():
+    norm = Norm(0.1, "float32")
+    assert gradcheck(norm, [A], order=2)
+    assert norm.running_mean.dtype == "float32" and norm.running_mean.tolist() == [0.0] * 4
+    assert norm.steps.item() == 0
+
+
 def test_gradcheck_of_parameters_alone():
     layer, x = Affine(4, 2), Tensor(A)
     assert gradcheck(lambda: layer(x), [], params=[layer.weight, layer.bias])
@@ -369,6 +389,19 @@ def test_vs_torch_compares_modules_and_knows_the_transposed_weight(n_in, n_out, 
     assert linear.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("n_in, n_out", [(4, 2), (4, 4)])
+def test_vs_torch_pairs_parameters_by_name_where_it_can(n_in, n_out, torch):
+    class Linear(torch.nn.Linear):
+        def forward(self, x):
+            return torch.tanh(super().forward(x))
+
+    theirs = Linear(n_in, n_out)
+    bias, weight = theirs.bias, theirs.weight
+    del theirs.bias, theirs.weight
+    theirs.bias, theirs.weight = bias, weight  # in another order than ours
+    vs_torch(Affine(n_in, n_out), theirs, [A])
+
+
 def test_vs_torch_takes_modules_as_they_are_if_asked(torch):
     layer, linear = Affine(4, 2), torch.nn.Linear(4, 2)
     theirs = torch.nn.Sequential(linear, torch.nn.Tanh())
@@ -405,21 +438,26 @@ def test_vs_torch_leaves_frozen_parameters_out(torch):
 class Norm:
     "Batch normalisation as a minima module would be, with the statistics of one step."
 
-    def __init__(self, momentum):
+    def __init__(self, momentum, dtype="float64"):
         self.momentum = momentum
-        self.weight = Tensor(np.ones((1, 4)), requires_grad=True)
-        self.bias = Tensor(np.zeros((1, 4)), requires_grad=True)
-        self.running_mean, self.running_var = Tensor(np.zeros(4)), Tensor(np.ones(4))
+        self.weight = Tensor(np.ones((1, 4)), dtype=dtype, requires_grad=True)
+        self.bias = Tensor(np.zeros((1, 4)), dtype=dtype, requires_grad=True)
+        self.running_mean = Tensor(np.zeros(4), dtype=dtype)
+        self.running_var = Tensor(np.ones(4), dtype=dtype)
+        self.steps = Tensor(np.array(0))
 
     def named_parameters(self):
         return [("weight", self.weight), ("bias", self.bias)]
 
     def named_buffers(self):
-        return [("running_mean", self.running_mean), ("running_var", self.running_var)]
+        running = [("running_mean", self.running_mean), ("running_var", self.running_var)]
+        return [*running, ("num_batches_tracked", self.steps)]
 
     def __call__(self, x):
         m = self.momentum
+        self.steps.array += 1
         for running, new in ((self.running_mean, x.mean(0)), (self.running_var, x.var(0))):
+            assert running.dtype == x.dtype
             running.data = running * (1 - m) + new * m
         return ops.normalize(x, self.weight, self.bias, axis=(0,), eps=1e-5)
 
@@ -428,6 +466,6 @@ def test_vs_torch_compares_buffers_after_the_step_and_leaves_them_as_they_were(t
     norm = Norm(0.1)
     found = vs_torch(norm, torch.nn.BatchNorm1d(4), [A])
     assert found["buffer running_mean"] < 1e-14 and found["buffer running_var"] < 1e-14
-    assert norm.running_mean.tolist() == [0.0] * 4
+    assert norm.running_mean.tolist() == [0.0] * 4 and norm.steps.item() == 0
     with pytest.raises(AssertionError, match="buffer running_mean differs"):
         vs_torch(Norm(0.2), torch.nn.BatchNorm1d(4), [A])

@@ -23,7 +23,7 @@ from .module import Module
 
 # %% ../../nbs/15_dropout.ipynb #47d81710
 class Dropout(Module):
-    "In training, zeroes numbers with probability `p`, and scales the others. arXiv 1207.0580."
+    "In training, zeroes numbers with probability `p`, and scales the others. Hinton et al. 2012."
 
     def __init__(
         self,

@@ -133,6 +133,7 @@ def getitem(
 ):
     "The elements of `a` that `key` picks, by NumPy's rules; gradients flow back to them."
     key = key if isinstance(key, tuple) else (key,)
+    key = tuple(Tensor(k, dtype="int64") if isinstance(k, list) and not k else k for k in key)
     is_array = [isinstance(k, (Tensor, list)) or hasattr(k, "dtype") for k in key]
     indices = [k for k, here in zip(key, is_array) if here]
     return _getitem(a, *indices, key=tuple(_HERE if here else k for k, here in zip(key, is_array)))
