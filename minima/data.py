@@ -33,7 +33,7 @@ import numpy as np
 
 from .autograd import Tensor
 from .operators import stack
-from .random import Generator, default_generator
+from .random import as_generator
 
 # %% ../nbs/18_data.ipynb #8aa9889e
 # ---- data sets ----
@@ -116,7 +116,7 @@ class DataLoader:
         _check_loader(dataset, batch_size, shuffle, sampler)
         self.dataset, self.batch_size, self.shuffle = dataset, index(batch_size), shuffle
         self.sampler, self.drop_last, self.collate_fn = sampler, drop_last, collate_fn or collate
-        self.generator = _source(generator)
+        self.generator = as_generator(generator)
 
     def __len__(self):
         n = len(self.dataset if self.sampler is None else self.sampler)
@@ -161,15 +161,6 @@ def _check_loader(dataset, batch_size, shuffle, sampler):
     if sampler is not None and (not hasattr(sampler, "__iter__") or iter(sampler) is sampler):
         kind = type(sampler).__name__
         raise TypeError(f"a sampler is looped over in each epoch, a {kind} cannot: pass a list")
-
-
-def _source(generator):
-    "`generator`, or the default one for None. Raises TypeError for what is none."
-    if generator is None:
-        return default_generator
-    if not isinstance(generator, Generator):
-        raise TypeError(f"generator should be a minima.random.Generator; got {generator!r}")
-    return generator
 
 # %% ../nbs/18_data.ipynb #3dffc610
 # ---- the digits ----
@@ -216,7 +207,7 @@ def spirals(
 ) -> TensorDataset:
     "Points on spiral arms that wind around each other, as (2,) float32, and the arm of each."
     label, place = _turns(n, noise, classes)
-    jitter = _source(generator).normal(n, 0, noise, "float64")
+    jitter = as_generator(generator).normal(n, 0, noise, "float64")
     angle = 2 * pi * label / classes + 4 * place + jitter
     return _in_the_plane(place * np.cos(angle), place * np.sin(angle), label)
 
@@ -228,7 +219,7 @@ def moons(
 ) -> TensorDataset:
     "Points on two half circles that reach into each other, as (2,) float32, and which of the two."
     label, place = _turns(n, noise, 2)
-    jitter = _source(generator).normal((2, n), 0, noise, "float64")
+    jitter = as_generator(generator).normal((2, n), 0, noise, "float64")
     x, y = np.cos(pi * place), np.sin(pi * place)
     x, y = np.where(label, 1 - x, x) + jitter[0], np.where(label, 0.5 - y, y) + jitter[1]
     return _in_the_plane(x, y, label)
@@ -241,6 +232,6 @@ def xor(
 ) -> TensorDataset:
     "Points around the corners of a square, as (2,) float32; neighbouring corners differ in class."
     corner, _ = _turns(n, noise, 4)
-    jitter = _source(generator).normal((2, n), 0, noise, "float64")
+    jitter = as_generator(generator).normal((2, n), 0, noise, "float64")
     right, up = corner % 2, corner // 2
     return _in_the_plane(2 * right - 1 + jitter[0], 2 * up - 1 + jitter[1], right ^ up)

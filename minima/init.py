@@ -28,7 +28,7 @@ import numpy as np
 
 from .autograd import Tensor, as_array
 from .backend import backend_of, get_default_dtype
-from .random import Generator, as_shape, default_generator
+from .random import as_generator, as_shape
 
 # %% ../nbs/10_init.ipynb #1f199c2c
 # ---- constants ----
@@ -157,15 +157,6 @@ def one_hot(
 # ---- random ----
 
 
-def _source(generator):
-    "`generator`, or the default one. Raises TypeError for what is none, such as a seed."
-    if generator is None:
-        return default_generator
-    if not isinstance(generator, Generator):
-        raise TypeError(f"generator must be a Generator, such as Generator(0); got {generator!r}")
-    return generator
-
-
 def rand(
     *shape,  # ints, or one tuple of them
     low=0.0,  # the least number
@@ -176,7 +167,7 @@ def rand(
     generator=None,  # what to draw from; None for the default generator
 ) -> Tensor:
     "Uniform numbers in [`low`, `high`). Raises ValueError if `low` > `high`."
-    array = _source(generator).uniform(_shape_of(shape), low, high, dtype)
+    array = as_generator(generator).uniform(_shape_of(shape), low, high, dtype)
     return Tensor(array, device=device, requires_grad=requires_grad)
 
 
@@ -190,7 +181,7 @@ def randn(
     generator=None,
 ) -> Tensor:
     "Normally distributed numbers. Raises ValueError if `std` is negative."
-    array = _source(generator).normal(_shape_of(shape), mean, std, dtype)
+    array = as_generator(generator).normal(_shape_of(shape), mean, std, dtype)
     return Tensor(array, device=device, requires_grad=requires_grad)
 
 
@@ -205,7 +196,7 @@ def randb(
     "True with probability `p`, else False. Raises ValueError unless 0 <= `p` <= 1."
     if not 0 <= p <= 1:
         raise ValueError(f"p is a probability, from 0 to 1; got {p}")
-    array = _source(generator).uniform(_shape_of(shape), dtype="float32") < p
+    array = as_generator(generator).uniform(_shape_of(shape), dtype="float32") < p
     return Tensor(array, device=device, dtype=dtype, requires_grad=requires_grad)
 
 # %% ../nbs/10_init.ipynb #eec8d871

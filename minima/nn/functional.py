@@ -28,7 +28,7 @@ from .. import init
 from .. import operators as ops
 from ..autograd import ShapeError, Tensor, no_grad
 from ..backend import backend_of
-from ..random import keep_mask
+from ..random import as_generator, keep_mask
 
 # %% ../../nbs/12_functional.ipynb #98462028
 # ---- looking at what comes in ----
@@ -266,7 +266,7 @@ def dropout(
     if not training or p == 0:
         return x
     x = _tensor(x)
-    seed, offset = init._source(generator).draw()
+    seed, offset = as_generator(generator).draw()
     keep = x.device.put(keep_mask(x.shape, p, seed, offset))
     return ops.dropout(x, keep, p=p)
 
