@@ -101,7 +101,7 @@ def op(
     readings = _Readings(rule)
 
     def arrange(args, settings):
-        "Arrays by position, settings by name; `axes` is another word for `axis`."
+        "Arrays by position, settings by name; `axes` and `dim` are other words for `axis`."
         if variadic and args and isinstance(args[0], (list, tuple)):
             settings |= zip(options, args[1:])
             args = tuple(args[0])
@@ -109,8 +109,8 @@ def op(
             settings |= zip(options, args[len(names) :])
             args = args[: len(names)]
         args += tuple(settings.pop(name) for name in names[len(args) :] if name in settings)
-        if "axes" in settings and "axes" not in options:
-            settings["axis"] = settings.pop("axes")
+        for word in settings.keys() & _OTHER_WORDS.keys() - set(options):
+            settings[_OTHER_WORDS[word]] = settings.pop(word)
         return args, {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
 
     def read_many(*args, **settings):
@@ -202,6 +202,7 @@ def op(
     return apply
 
 
+_OTHER_WORDS = {"axes": "axis", "dim": "axis", "keepdim": "keepdims"}
 _next_order = count().__next__
 _NO_SETTINGS = {}
 

@@ -267,8 +267,13 @@ def _explained(error, rule, arrays):
             f"{rule.__name__} got arrays on {' and '.join(sorted(homes))}; move one with .to()"
         )
     shapes = ", ".join(str(getattr(a, "shape", a)) for a in arrays)
-    kind = next(
-        (k for k in (IndexError, TypeError, NotImplementedError) if isinstance(error, k)),
-        ShapeError,
-    )
+    kind = next((ours for theirs, ours in _KINDS if isinstance(error, theirs)), RuntimeError)
     return kind(f"{rule.__name__.strip('_')}({shapes}): {error}")
+
+
+_KINDS = (
+    (IndexError, IndexError),
+    (ValueError, ShapeError),
+    (TypeError, TypeError),
+    (NotImplementedError, NotImplementedError),
+)

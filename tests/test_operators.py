@@ -823,3 +823,18 @@ def test_x_to_the_power_of_zero_is_flat_at_zero():
         x = Tensor([0.0, 2.0], requires_grad=True)
         (x**exponent).sum().backward()
         assert x.grad.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("word", ["axis", "axes", "dim"])
+def test_an_axis_goes_by_three_names(word):
+    a = Tensor(np.arange(6.0).reshape(2, 3))
+    assert a.sum(**{word: 1}).tolist() == [3.0, 12.0]
+    assert a.max(**{word: 0}, keepdim=True).shape == (1, 3)
+    assert a.max(**{word: 0}, keepdims=True).shape == (1, 3)
+    assert np.allclose(a.softmax(**{word: 0}).sum(**{word: 0}).numpy(), 1)
+
+
+def test_an_unknown_device_is_a_RuntimeError_and_not_one_of_shapes():
+    with pytest.raises(RuntimeError, match="unknown device 'abacus'") as found:
+        Tensor([1.0]).to("abacus")
+    assert not isinstance(found.value, ShapeError)

@@ -9,9 +9,9 @@ __all__ = ['summation', 'mean', 'var', 'max', 'min', 'argmax', 'argmin', 'logsum
 __doc__ = """
 Sums, means, extrema, and the sums of exponentials that classification lives on.
 
-`axis` (also called `axes`) is None for all axes, an int, or a tuple; negative numbers count from
-the end. With `keepdims` the reduced axes stay, with size 1. Inside this module `max` and `min`
-are ours, not Python's.
+`axis` (also called `axes`, or `dim`) is None for all axes, an int, or a tuple; negative numbers
+count from the end. With `keepdims` the reduced axes stay, with size 1. Inside this module `max`
+and `min` are ours, not Python's.
 """
 
 # %% ../../nbs/04_reductions.ipynb #447142c3
