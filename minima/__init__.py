@@ -8,7 +8,16 @@ __version__ = "0.1.0"
 
 from minima import operators  # isort: skip - gives Tensors their methods
 from minima import data, init, nn, optim, random, testing
-from minima.autograd import Tensor, enable_grad, grad, is_grad_enabled, no_grad, op, tensor
+from minima.autograd import (
+    Tensor,
+    enable_grad,
+    from_dlpack,
+    grad,
+    is_grad_enabled,
+    no_grad,
+    op,
+    tensor,
+)
 from minima.backend import Device, cpu, cuda, get_default_dtype, set_default_dtype
 from minima.random import Generator, manual_seed
 
@@ -20,6 +29,7 @@ __all__ = [
     "cuda",
     "data",
     "enable_grad",
+    "from_dlpack",
     "get_default_dtype",
     "grad",
     "init",
