@@ -596,3 +596,19 @@ def test_a_module_list_is_a_list():
     assert [*layers.state_dict()] == ["0.weight", "0.bias"]
     with pytest.raises(NotImplementedError, match="ModuleList"):
         layers(1)
+
+
+def test_a_model_is_not_turned_into_integers():
+    model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    with pytest.raises(TypeError, match="floating.*int64"):
+        model.to("int64")
+    assert {p.dtype.name for p in model.parameters()} == {"float32"}
+
+
+def test_what_merely_has_a_role_is_no_part_of_a_model():
+    class Actor:
+        role = "Hamlet"
+
+    model = nn.Sequential(nn.Linear(2, 3))
+    model.cast = [Actor(), Actor()]
+    assert len(list(nn.module.walk(model))) == 4

@@ -838,3 +838,16 @@ def test_an_unknown_device_is_a_RuntimeError_and_not_one_of_shapes():
     with pytest.raises(RuntimeError, match="unknown device 'abacus'") as found:
         Tensor([1.0]).to("abacus")
     assert not isinstance(found.value, ShapeError)
+
+
+@pytest.mark.parametrize(
+    "f",
+    [lambda x: x[0].log(), lambda x: -x[1], lambda x: x[0] / 3, lambda x: x[0] * x[1],
+     lambda x: x[2].exp().sqrt(), lambda x: x.take(1).tanh(), lambda x: x[[2]].sum() ** 2],
+    ids=["log", "negate", "divide", "product", "chain", "take", "list"],
+)  # fmt: skip
+def test_a_single_number_picked_from_a_tensor_gives_its_gradient_back(f):
+    assert gradcheck(f, [np.array([0.5, 1.5, 2.5])], order=2)
+    x = Tensor([0.5, 1.5, 2.5], requires_grad=True)
+    f(x).backward()
+    assert x.grad.dtype == "float32" and np.count_nonzero(x.grad.numpy()) in (1, 2)

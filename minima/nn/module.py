@@ -65,7 +65,8 @@ class Buffer(Tensor):
 # %% ../../nbs/11_module.ipynb #e1d60c74
 def role_of(value):
     "`'parameter'`, `'buffer'`, `'module'`, or None for anything else."
-    return getattr(type(value), "role", None)
+    role = getattr(type(value), "role", None)
+    return role if role in ("parameter", "buffer", "module") else None
 
 
 def _inside(value):
@@ -231,7 +232,11 @@ class Module:
         "Move all Parameters and Buffers, or give floating ones another dtype. Returns itself."
         for t in self.parameters() + self.buffers():
             moved = to(t.data, device, dtype)
-            t.data = moved if backend_of(t.array).is_floating(t.dtype) else to(t.data, moved.device)
+            if not backend_of(t.array).is_floating(t.dtype):
+                moved = to(t.data, moved.device)
+            elif not backend_of(moved.array).is_floating(moved.dtype):
+                raise TypeError(f"a model's dtype must be floating; got {moved.dtype}")
+            t.data = moved
             t.grad = None if t.grad is None else to(t.grad, device, dtype)
         return self
 

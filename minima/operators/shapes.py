@@ -111,6 +111,7 @@ def _getitem(xp, a, *indices, key):
 @op
 def _put(xp, g, *indices, key, shape):
     "Zeros of `shape`, with `g` added where `key` points."
+    g = xp.asarray(g)  # NumPy makes a scalar of a single number
     return _added(g, indices, key, shape), lambda h: _getitem.on(xp, h, *indices, key=key)
 
 
