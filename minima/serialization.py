@@ -83,11 +83,11 @@ def _raw(array):
 _MARK = "minima.crc32"
 
 
-def _json(header):
+def _json(header, sort_keys=False):
     "`header` as text in UTF-8. Raises ValueError for strings that UTF-8 cannot hold."
     import json  # not everyone who imports minima saves
 
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":"), sort_keys=sort_keys)
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -100,7 +100,9 @@ def _checksum(header, arrays):
     from zlib import crc32
 
     metadata = {k: v for k, v in header.get("__metadata__", {}).items() if k != _MARK}
-    crc = crc32(_json(header | {"__metadata__": metadata}))
+    crc = crc32(
+        _json(header | {"__metadata__": metadata}, sort_keys=True)
+    )  # in whatever order it was
     for array in arrays:
         crc = crc32(_raw(array), crc)
     return f"{_MARK}={crc:08x}"
@@ -194,14 +196,16 @@ def _parsed(text):
     import json
 
     try:
-        header = json.loads(text.decode(), object_pairs_hook=_unique)
+        text = text.decode()
+        header = json.loads(text, object_pairs_hook=_unique)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"the header is not JSON in UTF-8: {error}") from None
     except RecursionError:
         raise ValueError("the header is nested too deeply to be one") from None
     if not isinstance(header, dict):
         raise ValueError(f"the header is no JSON object, but {short(header)}")
-    _json(header)  # half a character, written as \ud800, passes for JSON, but not for text
+    if "\\u" in text:
+        _json(header)  # half a character, such as \ud800, passes for JSON, but not for text
     return header
 
 # %% ../nbs/19_serialization.ipynb #2a42564a
