@@ -100,9 +100,7 @@ def _checksum(header, arrays):
     from zlib import crc32
 
     metadata = {k: v for k, v in header.get("__metadata__", {}).items() if k != _MARK}
-    crc = crc32(
-        _json(header | {"__metadata__": metadata}, sort_keys=True)
-    )  # in whatever order it was
+    crc = crc32(_json(header | {"__metadata__": metadata}, sort_keys=True))
     for array in arrays:
         crc = crc32(_raw(array), crc)
     return f"{_MARK}={crc:08x}"

@@ -561,9 +561,7 @@ def small_state():
     return state
 
 
-def test_ten_thousand_corruptions_load_the_same_or_are_refused(
-    official, counted, rewrite, tmp_path
-):
+def test_ten_thousand_corruptions_load_the_same_or_are_refused(counted, rewrite, tmp_path):
     save(small_state(), tmp_path / "small", {"remark": "a small file"})
     data, expected = (tmp_path / "small").read_bytes(), bits(load(tmp_path / "small"))
     same, reasons = dict.fromkeys(ACCIDENTS, 0), set()
@@ -574,7 +572,6 @@ def test_ten_thousand_corruptions_load_the_same_or_are_refused(
         assert used < 4 * len(data), f"seed {seed}, {kind}: allocated {used}"
         if isinstance(result, dict):
             assert bits(result) == expected, f"seed {seed}, {kind}: loads other arrays"
-            assert bits(official.load(bytes(bad))) == expected, f"seed {seed}, {kind}"
             same[kind] += 1
         else:
             assert type(result) is ValueError, f"seed {seed}, {kind}: {result!r}"
@@ -762,9 +759,7 @@ def test_torchs_state_loads(torch, how, tmp_path):
     elif how == "parameters":
         state |= dict(other.named_parameters())
     elif how == "a file":
-        from safetensors.torch import save_file
-
-        save_file(state, tmp_path / "theirs")
+        pytest.importorskip("safetensors.torch").save_file(state, tmp_path / "theirs")
         state = load(tmp_path / "theirs")
     assert load_torch_state(model, state) == ([], [])
     assert agree(torch, model, other)
@@ -775,10 +770,8 @@ def test_our_state_loads_into_torch(torch, how, tmp_path):
     model, other = ours(), theirs(torch)
     model(Tensor(batch()))
     if how == "a file":
-        from safetensors.torch import load_file
-
         save(torch_state(model), tmp_path / "ours")
-        state = load_file(tmp_path / "ours")
+        state = pytest.importorskip("safetensors.torch").load_file(tmp_path / "ours")
     else:
         state = {name: torch.tensor(array) for name, array in torch_state(model).items()}
     other.load_state_dict(state)
