@@ -7,7 +7,7 @@ in `nbs/`; read them in order. This file only names what is public, and is writt
 __version__ = "0.1.0"
 
 from minima import operators  # isort: skip - gives Tensors their methods
-from minima import data, init, nn, optim, random, testing
+from minima import data, init, nn, optim, random, serialization, testing
 from minima.autograd import (
     Tensor,
     enable_grad,
@@ -20,6 +20,7 @@ from minima.autograd import (
 )
 from minima.backend import Device, cpu, cuda, get_default_dtype, set_default_dtype
 from minima.random import Generator, manual_seed
+from minima.serialization import load, save
 
 __all__ = [
     "Device",
@@ -34,6 +35,7 @@ __all__ = [
     "grad",
     "init",
     "is_grad_enabled",
+    "load",
     "manual_seed",
     "nn",
     "no_grad",
@@ -41,6 +43,8 @@ __all__ = [
     "operators",
     "optim",
     "random",
+    "save",
+    "serialization",
     "set_default_dtype",
     "tensor",
     "testing",
