@@ -1,10 +1,15 @@
 """Optimizers: what to do with a gradient. Schedules of their learning rates, and bounds on gradients."""
 
+from .adaptive import AdaGrad, NAdam, RAdam, RMSProp
 from .optimizers import SGD, Adam, AdamW, Optimizer
 
 __all__ = [
+    "AdaGrad",
     "Adam",
     "AdamW",
+    "NAdam",
     "Optimizer",
+    "RAdam",
+    "RMSProp",
     "SGD",
 ]
