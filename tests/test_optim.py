@@ -60,6 +60,7 @@ SETTINGS = [
     (RAdam, dict(lr=0.1, weight_decay=0.1)),
     (RAdam, dict(lr=0.1, weight_decay=0.1, decoupled_weight_decay=True, maximize=True)),
 ]
+CLIPPING = {"clip_grad_norm_", "clip_grad_value_"}
 PUBLIC = [SGD, Adam, AdamW, AdaGrad, RMSProp, NAdam, RAdam]
 
 
@@ -184,9 +185,9 @@ def test_options_that_need_memory_may_be_set_in_the_midst():
 
 def test_a_variance_below_zero_counts_as_none():
     p = tensor([0.0], requires_grad=True)
-    o = RMSProp([p], lr=1e-9, centered=True, alpha=0.5)
-    p.grad = tensor([0.1])
-    for _ in range(200):
+    o = RMSProp([p], lr=1e-9, centered=True, alpha=0.3)
+    p.grad = tensor([1.1])
+    for _ in range(50):  # its square and the mean's come apart by a rounding
         o.step()
         assert np.isfinite(p.array).all()
 
@@ -528,7 +529,7 @@ def test_star_import_brings_the_optimizers_and_nothing_else():
     space = {}
     exec("from minima.optim import *", space)
     del space["__builtins__"]
-    names = {optimizer.__name__ for optimizer in PUBLIC} | {"Optimizer"}
+    names = {optimizer.__name__ for optimizer in PUBLIC} | {"Optimizer", *CLIPPING}
     assert set(optim.__all__) == space.keys() == names
 
 
