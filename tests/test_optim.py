@@ -60,7 +60,9 @@ SETTINGS = [
     (RAdam, dict(lr=0.1, weight_decay=0.1)),
     (RAdam, dict(lr=0.1, weight_decay=0.1, decoupled_weight_decay=True, maximize=True)),
 ]
-CLIPPING = {"clip_grad_norm_", "clip_grad_value_"}
+OTHERS = """Optimizer LRScheduler StepLR MultiStepLR ExponentialLR LambdaLR LinearLR
+    CosineAnnealingLR OneCycleLR ReduceLROnPlateau ChainedScheduler SequentialLR
+    clip_grad_norm_ clip_grad_value_"""
 PUBLIC = [SGD, Adam, AdamW, AdaGrad, RMSProp, NAdam, RAdam]
 
 
@@ -525,11 +527,11 @@ def test_a_new_optimizer_is_a_few_lines():
     assert p.tolist() == [0.75, 1.0, 1.25] and o.state_dict()["state"] == {0: {"calls": 1}}
 
 
-def test_star_import_brings_the_optimizers_and_nothing_else():
+def test_star_import_brings_what_is_public_and_nothing_else():
     space = {}
     exec("from minima.optim import *", space)
     del space["__builtins__"]
-    names = {optimizer.__name__ for optimizer in PUBLIC} | {"Optimizer", *CLIPPING}
+    names = {optimizer.__name__ for optimizer in PUBLIC} | {*OTHERS.split()}
     assert set(optim.__all__) == space.keys() == names
 
 
