@@ -30,7 +30,8 @@ ORDER = """
     operators.elementwise operators.reductions operators.shapes operators.products operators
     random testing init
     nn.module nn.functional nn.layers nn.normalization nn.dropout nn.losses nn
-    optim data serialization trainer algorithms* functional
+    optim.optimizers optim.adaptive optim.clipping optim.schedules optim.policies optim
+    data serialization trainer algorithms* functional
     kernels* cuda capture visualize
     minima __main__
 """.split()

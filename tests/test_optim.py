@@ -10,7 +10,7 @@ import minima.operators  # noqa: F401 - gives Tensors their methods
 from minima import optim
 from minima.autograd import Tensor, tensor
 from minima.backend import backend_of
-from minima.optim import SGD, Adam, AdamW, Optimizer
+from minima.optim import SGD, AdaGrad, Adam, AdamW, NAdam, Optimizer, RAdam, RMSProp
 
 SHAPES = [(), (3,), (1, 4), (5, 3), (2, 0)]
 RTOL = {"float32": 1e-5, "float64": 1e-12}
@@ -32,11 +32,53 @@ SETTINGS = [
     (Adam, dict(lr=0.1, betas=(0.0, 0.9))),
     (Adam, dict(lr=0.1, betas=(0.9, 0.0))),
     (Adam, dict(lr=0.1, weight_decay=0.1)),
+    (Adam, dict(lr=0.1, amsgrad=True)),
+    (Adam, dict(lr=0.1, amsgrad=True, maximize=True, weight_decay=0.1, betas=(0.5, 0.5))),
     (AdamW, {}),
     (AdamW, dict(lr=0.1)),
     (AdamW, dict(lr=0.1, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.3)),
     (AdamW, dict(lr=0.1, weight_decay=0)),
+    (AdamW, dict(lr=0.1, amsgrad=True, betas=(0.9, 0.6))),
+    (AdamW, dict(lr=0.1, maximize=True)),
+    (AdaGrad, {}),
+    (AdaGrad, dict(lr=0.1, lr_decay=0.1)),
+    (AdaGrad, dict(lr=0.1, weight_decay=0.1, initial_accumulator_value=0.5)),
+    (AdaGrad, dict(lr=0.1, eps=0.1, maximize=True, weight_decay=0.1)),
+    (RMSProp, {}),
+    (RMSProp, dict(lr=0.1, alpha=0.5, eps=1e-3)),
+    (RMSProp, dict(lr=0.1, weight_decay=0.1, maximize=True)),
+    (RMSProp, dict(lr=0.01, momentum=0.9)),
+    (RMSProp, dict(lr=0.01, centered=True)),
+    (RMSProp, dict(lr=0.01, centered=True, momentum=0.5, alpha=0.9, weight_decay=0.1)),
+    (NAdam, {}),
+    (NAdam, dict(lr=0.1, betas=(0.5, 0.9), eps=1e-3)),
+    (NAdam, dict(lr=0.1, weight_decay=0.1, momentum_decay=0.1)),
+    (NAdam, dict(lr=0.1, weight_decay=0.1, decoupled_weight_decay=True, maximize=True)),
+    (RAdam, {}),
+    (RAdam, dict(lr=0.1, betas=(0.5, 0.9), eps=1e-3)),
+    (RAdam, dict(lr=0.01, betas=(0.9, 0.6))),
+    (RAdam, dict(lr=0.1, weight_decay=0.1)),
+    (RAdam, dict(lr=0.1, weight_decay=0.1, decoupled_weight_decay=True, maximize=True)),
 ]
+OTHERS = """Optimizer LRScheduler StepLR MultiStepLR ExponentialLR LambdaLR LinearLR
+    CosineAnnealingLR OneCycleLR ReduceLROnPlateau ChainedScheduler SequentialLR
+    clip_grad_norm_ clip_grad_value_"""
+PUBLIC = [SGD, Adam, AdamW, AdaGrad, RMSProp, NAdam, RAdam]
+
+
+@pytest.fixture
+def torch(torch):
+    "PyTorch, with its default dtype such that NAdam's product of momenta is exact."
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield torch
+    torch.set_default_dtype(default)
+
+
+def of_torch(torch, optimizer):
+    "PyTorch's optimizer of the same name, which it may spell otherwise."
+    spelling = {"AdaGrad": "Adagrad", "RMSProp": "RMSprop"}
+    return getattr(torch.optim, spelling.get(optimizer.__name__, optimizer.__name__))
 
 
 def label(value):
@@ -88,7 +130,7 @@ class Both:
 @pytest.mark.parametrize("optimizer, settings", SETTINGS, ids=label)
 def test_fifty_steps_are_those_of_torch(torch, optimizer, settings, dtype):
     both = Both(torch, dtype)
-    theirs = getattr(torch.optim, optimizer.__name__)(both.theirs, **settings)
+    theirs = of_torch(torch, optimizer)(both.theirs, **settings)
     both.train(optimizer(both.ours, **settings), theirs)
 
 
@@ -98,6 +140,10 @@ def test_fifty_steps_are_those_of_torch(torch, optimizer, settings, dtype):
     (SGD, dict(lr=0.01), dict(momentum=0.9, nesterov=True)),
     (Adam, dict(lr=0.01), dict(betas=(0.5, 0.6), eps=0.1)),
     (AdamW, dict(lr=0.01), dict(weight_decay=0.5)),
+    (AdaGrad, dict(lr=0.01), dict(lr_decay=0.5, eps=0.1)),
+    (RMSProp, dict(lr=0.01, momentum=0.5), dict(alpha=0.5, centered=True)),
+    (NAdam, dict(lr=0.01), dict(betas=(0.5, 0.6), momentum_decay=0.1)),
+    (RAdam, dict(lr=0.01), dict(betas=(0.5, 0.9), weight_decay=0.5)),
 ], ids=label)  # fmt: skip
 def test_groups_with_their_own_settings_step_as_in_torch(torch, optimizer, own, other, dtype):
     both = Both(torch, dtype)
@@ -106,17 +152,56 @@ def test_groups_with_their_own_settings_step_as_in_torch(torch, optimizer, own, 
         return [{"params": params[:2], **own}, {"params": params[2], **other}]
 
     ours = optimizer(groups(both.ours), lr=0.1)
-    theirs = getattr(torch.optim, optimizer.__name__)(groups(both.theirs), lr=0.1)
+    theirs = of_torch(torch, optimizer)(groups(both.theirs), lr=0.1)
     for o, params in ((ours, both.ours), (theirs, both.theirs)):
         o.add_param_group({"params": params[3:], "lr": 0.02})
     both.train(ours, theirs, 20)
     for o in (ours, theirs):
         o.param_groups[1]["lr"] = 0.5
     both.train(ours, theirs, 20)
-    names = {"foreach", "capturable", "differentiable", "fused", "amsgrad", "maximize", "params"}
+    names = {"foreach", "capturable", "differentiable", "fused", "params"}
     for mine, torches in zip(ours.param_groups, theirs.param_groups):
         for name in mine.keys() - names:
             assert mine[name] == torches[name]
+
+
+def test_nadams_product_of_momenta_is_kept_in_float64_whatever_torchs_is(torch):
+    torch.set_default_dtype(torch.float32)
+    both = Both(torch, "float32")
+    ours, theirs = NAdam(both.ours, lr=0.1), torch.optim.NAdam(both.theirs, lr=0.1)
+    both.train(ours, theirs)
+    products = [state["mu_product"] for state in ours.state.values()]
+    assert all(type(product) is float and 0 < product < 0.1 for product in products)
+
+
+def test_options_that_need_memory_may_be_set_in_the_midst():
+    for optimizer, settings in [
+        (Adam, {"amsgrad": True}), (RMSProp, {"momentum": 0.9}), (RMSProp, {"centered": True})
+    ]:  # fmt: skip
+        o = trained(optimizer)
+        before = o.param_groups[0]["params"][0].tolist()
+        o.param_groups[0].update(settings)
+        o.step()
+        assert o.param_groups[0]["params"][0].tolist() != before
+
+
+def test_a_variance_below_zero_counts_as_none():
+    p = tensor([0.0], requires_grad=True)
+    o = RMSProp([p], lr=1e-9, centered=True, alpha=0.3)
+    p.grad = tensor([1.1])
+    for _ in range(50):  # its square and the mean's come apart by a rounding
+        o.step()
+        assert np.isfinite(p.array).all()
+
+
+def test_radam_steps_plainly_until_there_is_a_variance():
+    p = tensor([0.0], dtype="float64", requires_grad=True)
+    o, lengths = RAdam([p], lr=0.01), []
+    for _ in range(7):
+        p.grad, before = tensor([100.0], dtype="float64"), p.item()
+        o.step()
+        lengths.append(before - p.item())
+    assert lengths[:5] == pytest.approx([1.0] * 5) and max(lengths[5:]) < 0.01
 
 
 def test_settings_may_change_between_steps_as_in_torch(torch):
@@ -135,7 +220,11 @@ def test_settings_may_change_between_steps_as_in_torch(torch):
     (SGD, dict(lr=0.1, weight_decay=0.1)),
     (SGD, dict(lr=0.1, momentum=0.9, nesterov=True)),
     (Adam, dict(lr=0.1, weight_decay=0.1)),
-    (AdamW, dict(lr=0.1)),
+    (AdamW, dict(lr=0.1, amsgrad=True)),
+    (AdaGrad, dict(lr=0.1, lr_decay=0.1)),
+    (RMSProp, dict(lr=0.1, momentum=0.9, eps=0.1, centered=True)),
+    (NAdam, dict(lr=0.1, weight_decay=0.1)),
+    (RAdam, dict(lr=0.1)),
 ], ids=label)  # fmt: skip
 class TestTheArray:
     @pytest.mark.parametrize("dtype", ["float16", *RTOL])
@@ -194,7 +283,7 @@ class TestTheArray:
         finally:
             gc.enable()
         kinds = {type(value) for value in o.state[p].values()}
-        assert kinds <= {int, np.ndarray}
+        assert kinds <= {int, float, np.ndarray}
 
     def test_of_a_parameter_without_gradient_is_left_alone(self, optimizer, settings):
         used, unused = (tensor([1.0], requires_grad=True) for _ in range(2))
@@ -243,7 +332,7 @@ def plain(torch, value):
 @pytest.mark.parametrize("direction", ["to torch", "from torch"])
 @pytest.mark.parametrize("optimizer, settings", SETTINGS, ids=label)
 def test_states_move_to_and_from_torch(torch, optimizer, settings, direction):
-    both, theirs = Both(torch, "float64"), getattr(torch.optim, optimizer.__name__)
+    both, theirs = Both(torch, "float64"), of_torch(torch, optimizer)
     ours, torches = optimizer(both.ours, **settings), theirs(both.theirs, **settings)
     both.train(ours, torches, 5)
     if direction == "to torch":
@@ -266,7 +355,7 @@ def test_states_move_to_and_from_torch(torch, optimizer, settings, direction):
 def test_a_state_dict_has_the_layout_of_torchs(torch, optimizer, settings):
     both = Both(torch, "float32")
     ours = optimizer([{"params": both.ours[:1]}, {"params": both.ours[1:]}], **settings)
-    theirs = getattr(torch.optim, optimizer.__name__)(both.theirs, **settings)
+    theirs = of_torch(torch, optimizer)(both.theirs, **settings)
     assert ours.state_dict()["state"] == {}
     both.train(ours, theirs, 5)
     mine, torches = ours.state_dict(), theirs.state_dict()
@@ -294,7 +383,7 @@ def trained(optimizer, shapes=((2, 3), (3,)), **settings):
     (trained(Adam, [(2, 3)]), r"\[2\].*\[1\]"),
     (trained(Adam, [(2, 3), (4,)]), r"parameter 1 .*\(3,\).*'exp_avg' \(4,\)"),
     (trained(Adam, [(2, 3), (3, 1)]), r"parameter 1 .*\(3,\).*'exp_avg' \(3, 1\)"),
-    (trained(SGD, momentum=0.9), r"lacks \['betas', 'eps'\].*another kind"),
+    (trained(SGD, momentum=0.9), r"lacks \['amsgrad', 'betas', 'eps'\].*another kind"),
 ], ids=["count", "shape", "broadcastable shape", "kind"])  # fmt: skip
 def test_a_state_dict_that_does_not_fit_is_refused_whole(saved, message):
     o = trained(Adam, lr=0.3)
@@ -392,10 +481,29 @@ def test_what_is_no_parameter_is_told(make, error, message):
     (AdamW, dict(lr=-0.1)),
     (AdamW, dict(betas=(0.9, 1.0))),
     (AdamW, dict(weight_decay=-1.0)),
+    (AdaGrad, dict(lr=-0.1)),
+    (AdaGrad, dict(lr_decay=-0.1)),
+    (AdaGrad, dict(weight_decay=-0.1)),
+    (AdaGrad, dict(initial_accumulator_value=-0.1)),
+    (AdaGrad, dict(eps=-0.1)),
+    (RMSProp, dict(lr=-0.1)),
+    (RMSProp, dict(alpha=-0.1)),
+    (RMSProp, dict(eps=-0.1)),
+    (RMSProp, dict(momentum=-0.1)),
+    (RMSProp, dict(weight_decay=-0.1)),
+    (NAdam, dict(lr=-0.1)),
+    (NAdam, dict(betas=(0.9, 1.0))),
+    (NAdam, dict(momentum_decay=-0.1)),
+    (NAdam, dict(eps=-0.1)),
+    (NAdam, dict(weight_decay=-0.1)),
+    (RAdam, dict(lr=-0.1)),
+    (RAdam, dict(betas=(-0.1, 0.9))),
+    (RAdam, dict(eps=-0.1)),
+    (RAdam, dict(weight_decay=-0.1)),
 ], ids=label)  # fmt: skip
 def test_senseless_settings_are_refused_as_in_torch(torch, optimizer, settings):
     with pytest.raises(ValueError) as theirs:
-        getattr(torch.optim, optimizer.__name__)([torch.ones(2, requires_grad=True)], **settings)
+        of_torch(torch, optimizer)([torch.ones(2, requires_grad=True)], **settings)
     with pytest.raises(ValueError) as ours:
         optimizer([W], **settings)
     assert str(ours.value).startswith(str(theirs.value)) and len(str(ours.value)) > 40
@@ -419,8 +527,12 @@ def test_a_new_optimizer_is_a_few_lines():
     assert p.tolist() == [0.75, 1.0, 1.25] and o.state_dict()["state"] == {0: {"calls": 1}}
 
 
-def test_star_import_brings_the_optimizers_and_nothing_else():
-    assert sorted(optim.__all__) == ["Adam", "AdamW", "Optimizer", "SGD"]
+def test_star_import_brings_what_is_public_and_nothing_else():
+    space = {}
+    exec("from minima.optim import *", space)
+    del space["__builtins__"]
+    names = {optimizer.__name__ for optimizer in PUBLIC} | {*OTHERS.split()}
+    assert set(optim.__all__) == space.keys() == names
 
 
 # ---- what was once wrong elsewhere ----
@@ -478,14 +590,14 @@ def test_epsilon_is_added_outside_the_root():
 
 
 def test_default_learning_rates_are_those_of_torch(torch):
-    for optimizer in (SGD, Adam, AdamW):
-        theirs = getattr(torch.optim, optimizer.__name__)([torch.ones(1, requires_grad=True)])
+    for optimizer in PUBLIC:
+        theirs = of_torch(torch, optimizer)([torch.ones(1, requires_grad=True)])
         for name, value in optimizer([W]).defaults.items():
             assert value == theirs.defaults[name], (optimizer, name)
 
 
 def test_float32_parameters_train_with_every_optimizer():
-    for optimizer in (SGD, Adam, AdamW):
+    for optimizer in PUBLIC:
         p = tensor([1.0, 2.0], requires_grad=True)
         o = optimizer([p], lr=0.1)
         for _ in range(3):
@@ -505,7 +617,7 @@ def test_a_parameter_listed_twice_takes_one_step():
 
 def test_what_an_optimizer_remembers_does_not_grow_with_the_steps():
     p = tensor([1.0, 2.0], requires_grad=True)
-    for o in (SGD([p], lr=0.01, momentum=0.9), Adam([p])):
+    for o in (SGD([p], lr=0.01, momentum=0.9), *(optimizer([p]) for optimizer in PUBLIC)):
         counts = []
         for step in range(60):
             o.zero_grad()
