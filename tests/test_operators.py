@@ -150,14 +150,29 @@ ROWS = [
     Row("matmul", ops.matmul, "matmul", PRODUCTS),
     # functions of one argument
     Row("exp", ops.exp, "exp", ONE),
+    Row("expm1", ops.expm1, "expm1", ONE),
     Row("log", ops.log, "log", ONE, positive),
+    Row("log1p", ops.log1p, "log1p", ONE, positive),
     Row("sqrt", ops.sqrt, "sqrt", ONE, positive),
+    Row("sin", ops.sin, "sin", ONE),
+    Row("cos", ops.cos, "cos", ONE),
     Row("abs", ops.abs, "abs", ONE, away),
     Row("sign", ops.sign, "sign", ONE, away),
+    Row("floor", ops.floor, "floor", ONE, distinct),
+    Row("round", ops.round, "round", ONE, lambda rng, shape: distinct(rng, shape) + 0.013,
+        [{}, {"decimals": 1}, {"decimals": -1}]),
     Row("tanh", ops.tanh, "tanh", ONE),
     Row("sigmoid", ops.sigmoid, "sigmoid", ONE),
+    Row("erf", ops.erf, "erf", ONE),
     Row("relu", ops.relu, "relu", ONE, away),
+    Row("leaky_relu", ops.leaky_relu, "nn.functional.leaky_relu", ONE, away,
+        [{}, {"negative_slope": 0.2}, {"negative_slope": -0.5}, {"negative_slope": 0}]),
+    Row("softplus", ops.softplus, "nn.functional.softplus", ONE, away,
+        [{}, {"beta": 2}, {"beta": 0.5, "threshold": 40}, {"threshold": -0.1}]),
+    Row("silu", ops.silu, "nn.functional.silu", ONE),
     Row("gelu", ops.gelu, "nn.functional.gelu", ONE),
+    Row("gelu, by tanh", ops.gelu, "nn.functional.gelu", ONE,
+        settings=[{"approximate": "tanh"}, {"approximate": "none"}]),
     # choosing
     Row("maximum", ops.maximum, "maximum", PAIRS),
     Row("minimum", ops.minimum, "minimum", PAIRS),
@@ -171,6 +186,20 @@ ROWS = [
     Row("greater", ops.greater, "greater", PAIRS, below(2)),
     Row("greater_equal", ops.greater_equal, "greater_equal", PAIRS, below(2)),
     Row("isfinite", ops.isfinite, "isfinite", ONE, smooth=False),
+    Row("isinf", ops.isinf, "isinf", ONE, smooth=False),
+    Row("isnan", ops.isnan, "isnan", ONE, smooth=False),
+    Row("logical_and", ops.logical_and, "logical_and", PAIRS, below(3)),
+    Row("logical_or", ops.logical_or, "logical_or", PAIRS, below(3)),
+    Row("logical_xor", ops.logical_xor, "logical_xor", PAIRS, below(3)),
+    Row("logical_not", ops.logical_not, "logical_not", ONE, smooth=False),
+    Row("bitwise_and", ops.bitwise_and, "bitwise_and", PAIRS, below(8)),
+    Row("bitwise_or", ops.bitwise_or, "bitwise_or", PAIRS, below(8)),
+    Row("bitwise_xor", ops.bitwise_xor, "bitwise_xor", PAIRS, below(8)),
+    Row("bitwise_not", ops.bitwise_not, "bitwise_not", [*ONE], below(8)),
+    Row("bitwise_and, of masks", ops.bitwise_and, "bitwise_and", PAIRS, mask),
+    Row("bitwise_or, of masks", ops.bitwise_or, "bitwise_or", PAIRS, mask),
+    Row("bitwise_xor, of masks", ops.bitwise_xor, "bitwise_xor", PAIRS, mask),
+    Row("bitwise_not, of a mask", ops.bitwise_not, "bitwise_not", [*ONE], mask),
     # reductions
     Row("summation", ops.summation, reduction("sum"), CUBES, settings=AXES),
     Row("mean", ops.mean, reduction("mean"), CUBES, settings=AXES),
@@ -466,7 +495,8 @@ def test_powers_at_zero_and_far_out_are_those_of_torch(dtype, torch):
 
 def test_no_warning_and_no_nan_where_the_answer_is_ordinary():
     with np.errstate(all="raise", under="ignore"):
-        for f in (ops.sigmoid, ops.tanh, ops.relu, ops.gelu, ops.softmax, ops.log_softmax):
+        bends = ops.relu, ops.leaky_relu, ops.softplus, ops.silu, ops.gelu, ops.erf
+        for f in (*bends, ops.sigmoid, ops.tanh, ops.softmax, ops.log_softmax):
             x = Tensor([-1e4, -100.0, 0.0, 100.0, 1e4], requires_grad=True)
             y = f(x)
             y.backward(np.ones(5))
@@ -504,6 +534,36 @@ def test_a_tie_among_many_is_shared_as_in_torch(ours, theirs, axis, torch):
 @pytest.mark.parametrize("ours, theirs", [(ops.abs, "abs"), (ops.relu, "relu"), (ops.sign, "sign")])
 def test_at_a_kink_the_gradient_is_that_of_torch(ours, theirs, torch):
     vs_torch(ours, getattr(torch, theirs), [np.array([0.0, -0.0, 1.0])], verbose=False)
+
+
+@pytest.mark.parametrize("name", ["leaky_relu", "softplus", "silu", "gelu"])
+def test_at_a_kink_a_bend_is_as_in_torch(name, torch):
+    a = np.array([0.0, -0.0, 20.0, np.nextafter(20.0, 30.0), -20.0])
+    vs_torch(getattr(ops, name), getattr(torch.nn.functional, name), [a], verbose=False)
+
+
+@pytest.mark.parametrize("name", ["floor", "round"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_half_is_rounded_to_the_even_side_and_stairs_are_flat(name, dtype, torch):
+    a = np.array([-2.5, -1.5, -0.5, -0.0, 0.5, 1.5, 2.5, 3.0, 0.49999997, 1e30])
+    vs_torch(getattr(ops, name), getattr(torch, name), [a], dtype=dtype, verbose=False)
+    assert round(Tensor(2.5)).item() == 2 and round(Tensor(0.126), 2).item() == pytest.approx(0.13)
+    assert ops.floor([3]).dtype == ops.round([3]).dtype == "int64"
+
+
+@pytest.mark.parametrize("name", ["expm1", "log1p", "erf"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_next_to_zero_no_digits_are_lost(name, dtype, torch):
+    a = 10.0 ** np.arange(-12, 0.1, 0.25) * [[1], [-0.999]]
+    x = Tensor(a, dtype=dtype)
+    theirs = getattr(torch, name)(torch.tensor(x.numpy())).numpy()
+    ours = getattr(ops, name)(x).numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=6 * np.finfo(dtype).eps)
+
+
+def test_gelu_knows_two_ways():
+    with pytest.raises(ValueError, match="not 'sinh'"):
+        ops.gelu(Tensor([1.0]), approximate="sinh")
 
 
 @pytest.mark.parametrize("limits", [(0.0, 1.0), (None, 0.5), (0.5, None), (1.0, 1.0)])
@@ -564,6 +624,20 @@ OTHERS = {
     "Tensor": Tensor,
     "Tensor with gradient": lambda a: Tensor(a, requires_grad=True),
 }
+
+
+@pytest.mark.parametrize("symbol", ["&", "|", "^"])
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("make", [mask, below(8)], ids=["masks", "integers"])
+def test_bits_with_an_array_on_either_side_compute_as_numpy(make, other, symbol):
+    a, b = numbers(make, [(3, 3), (3, 3)])
+    o = Tensor(b) if other is OTHERS["Tensor with gradient"] else other(b)
+    for text in (f"x {symbol} o", f"o {symbol} x"):
+        y = eval(text, {"x": Tensor(a), "o": o})
+        np.testing.assert_array_equal(y.numpy(), eval(f"a {symbol} b"))
+        assert type(y) is Tensor and y.dtype == a.dtype
+    with pytest.raises(TypeError, match="bitwise"):
+        eval(f"x {symbol} o", {"x": Tensor([1.0]), "o": Tensor([1.0])})
 
 
 @pytest.mark.parametrize("symbol", [*BINARY, "@", "<", "<=", ">", ">=", "==", "!="])
@@ -628,6 +702,13 @@ INTEGERS = {
     "to a float power": (lambda i: i**0.5, "default"),
     "softmax": (lambda i: i.softmax(), "default"),
     "logsumexp": (lambda i: i.logsumexp(), "default"),
+    "erf": (lambda i: i.erf(), "default"),
+    "sin": (lambda i: i.sin(), "default"),
+    "softplus": (lambda i: ops.softplus(i), "default"),
+    "silu": (lambda i: ops.silu(i), "default"),
+    "gelu": (lambda i: ops.gelu(i), "default"),
+    "floor": (lambda i: i.floor(), "int64"),
+    "invert": (lambda i: ~i, "int64"),
     "add": (lambda i: i + 1, "int64"),
     "to an integer power": (lambda i: i**2, "int64"),
     "sum": (lambda i: i.sum(), "int64"),
