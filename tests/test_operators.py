@@ -99,6 +99,70 @@ def reduction(name):
     return theirs
 
 
+def axis_by_axis(name):
+    "PyTorch's reduction that takes one axis at a time."
+
+    def theirs(torch, a, axis=None, axes=None, keepdims=False):
+        dim = axis if axes is None else axes
+        dims = range(a.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
+        for i in sorted((i % a.ndim for i in dims), reverse=True):
+            a = getattr(torch, name)(a, dim=i, keepdim=keepdims)
+        return a
+
+    return theirs
+
+
+def norm_of_torch(torch, a, ord=2, axis=None, keepdims=False):
+    return torch.linalg.vector_norm(a, ord, dim=axis, keepdim=keepdims)
+
+
+def with_zeros(rng, shape):
+    "About a third of them exactly 0."
+    return rng.normal(size=shape) * (rng.random(shape) < 0.7)
+
+
+def values(operation):
+    return lambda *a, **settings: operation(*a, **settings).values
+
+
+def indices(operation):
+    return lambda *a, **settings: operation(*a, **settings).indices
+
+
+def by_dim(name):
+    "PyTorch's function, with our name for its `dim`."
+    return lambda torch, *a, axis=-1, **settings: getattr(torch, name)(*a, dim=axis, **settings)
+
+
+def pieces(name):
+    "PyTorch's pieces one after another, so that each has been compared."
+
+    def theirs(torch, a, size, axis=0):
+        cut = getattr(torch, name)(a, size, axis)
+        return torch.cat([i * p.flatten() for i, p in enumerate(cut)])
+
+    return theirs
+
+
+def our_pieces(operation):
+    def ours(a, size, axis=0):
+        return ops.concat([i * p.reshape(-1) for i, p in enumerate(operation(a, size, axis))])
+
+    return ours
+
+
+def added(torch, a, i, src, axis=0):
+    "PyTorch adds from a larger `src`, too, but fails on the way back."
+    return torch.scatter_add(a, axis, i, src[tuple(slice(n) for n in i.shape)])
+
+
+def frame(torch, a, pad_width, constant_values=0):
+    pair = (pad_width, pad_width) if isinstance(pad_width, int) else pad_width
+    pairs = (pair,) * a.ndim if isinstance(pair[0], int) else pair
+    flat = [n for pair in reversed(pairs) for n in pair]
+    return torch.nn.functional.pad(a, flat, value=constant_values)
+
+
 def argument(name):
     def theirs(torch, a, axis=None, keepdims=False):
         return getattr(torch, name)(a, dim=axis, keepdim=keepdims)
@@ -204,6 +268,27 @@ ROWS = [
     Row("summation", ops.summation, reduction("sum"), CUBES, settings=AXES),
     Row("mean", ops.mean, reduction("mean"), CUBES, settings=AXES),
     Row("var", ops.var, reduction("var"), CUBES[:1], settings=CORRECTIONS),
+    Row("std", ops.std, reduction("std"), CUBES[:1], settings=CORRECTIONS),
+    Row("prod", ops.prod, axis_by_axis("prod"), CUBES, settings=AXES),
+    Row("prod, with zeros", ops.prod, axis_by_axis("prod"), [((4, 3, 5),), ((2, 1, 1),)],
+        with_zeros, AXES),
+    Row("prod, of rows of none", ops.prod, axis_by_axis("prod"), [((0, 3),), ((3, 0),)],
+        settings=[{"axis": 0}, {"axis": 1, "keepdims": True}, {}]),
+    Row("any", ops.any, axis_by_axis("any"), CUBES, mask, AXES),
+    Row("all", ops.all, axis_by_axis("all"), CUBES, mask, AXES),
+    Row("any, of numbers", ops.any, "any", [*ONE], with_zeros, smooth=False),
+    Row("all, of numbers", ops.all, "all", [*ONE], with_zeros, smooth=False),
+    Row("cumsum", ops.cumsum, by_dim("cumsum"), [*CUBES, ((2, 0, 3),)],
+        settings=[{"axis": 0}, {"axis": 1}, {"axis": -1}]),
+    Row("cumsum, of all", ops.cumsum, lambda torch, a: a.reshape(-1).cumsum(0), CUBES),
+    Row("norm", ops.norm, norm_of_torch, CUBES, away, [
+        {}, {"axis": 0, "keepdims": True}, {"ord": 1}, {"ord": 1.5, "axis": (0, 2)},
+        {"ord": 2, "axis": (-1, 0)}, {"ord": 3, "axis": -1}, {"ord": 0.5}, {"ord": 0, "axis": 1},
+        {"ord": np.inf, "axis": 1, "keepdims": True}, {"ord": -np.inf}, {"ord": -2, "axis": 0}]),
+    Row("norm, with zeros", ops.norm, norm_of_torch, [((4, 3, 5),)], with_zeros,
+        [{}, {"axis": (0, 1)}, {"ord": 4, "axis": (1, 2)}]),
+    Row("norm, of one or none", ops.norm, norm_of_torch, [((),), ((1,),), ((0,),), ((0, 3),)],
+        settings=[{}, {"ord": 1}, {"ord": 3}]),
     Row("max", ops.max, reduction("amax"), CUBES, distinct, AXES),
     Row("min", ops.min, reduction("amin"), CUBES, distinct, AXES),
     Row("logsumexp", ops.logsumexp, reduction("logsumexp"), CUBES, settings=AXES),
@@ -216,6 +301,13 @@ ROWS = [
     Row("max, of one", ops.max, "max", [((),), ((1,),), ((5,),)]),
     Row("summation, of rows of none", ops.summation, reduction("sum"),
         [((0, 3),), ((3, 0),)], settings=[{"axis": 0}, {"axis": (1,)}]),
+    *(Row(f"{f.__name__}, of a number", f, theirs, [((),)], settings=[{"axis": 0}, {"axis": -1}])
+      for f, theirs in [
+          (ops.softmax, by_dim("softmax")), (ops.log_softmax, by_dim("log_softmax")),
+          (ops.logsumexp, by_dim("logsumexp")), (ops.summation, by_dim("sum")),
+          (ops.mean, by_dim("mean")), (ops.max, by_dim("amax")), (ops.min, by_dim("amin")),
+          (ops.prod, by_dim("prod")), (ops.cumsum, by_dim("cumsum")), (ops.norm, norm_of_torch),
+      ]),
     Row("softmax", ops.softmax,
         lambda torch, a, axis=-1: torch.softmax(a, axis), [*CUBES, ((1, 0, 2),)],
         settings=[{}, {"axis": 0}, {"axis": -1}, {"axis": 2}]),
@@ -225,6 +317,10 @@ ROWS = [
     # shapes
     Row("reshape", ops.reshape, "reshape", [((3, 4),), ((2, 3, 2),)],
         settings=[{"shape": s} for s in [(12,), (-1,), (4, 3), (2, -1), (1, 12, 1)]]),
+    Row("squeeze, of a number", ops.squeeze, lambda torch, a, axis: a.squeeze(axis), [((),)],
+        settings=[{"axis": 0}, {"axis": -1}]),
+    Row("expand_dims, of a number", ops.expand_dims, lambda torch, a, axis: a.unsqueeze(axis),
+        [((),)], settings=[{"axis": 0}, {"axis": -1}]),
     Row("reshape, of one or none", ops.reshape, "reshape", [((),), ((1, 1),)],
         settings=[{"shape": (1,)}, {"shape": ()}]),
     Row("transpose", ops.transpose,
@@ -255,7 +351,62 @@ ROWS = [
     Row("stack", lambda *a, axis=0: ops.stack(a, axis=axis),
         lambda torch, *a, axis=0: torch.stack(a, axis), [((2, 3), (2, 3)), ((2, 3),), ((), ())],
         settings=[{}, {"axis": -1}]),
+    Row("flatten", ops.flatten, "flatten", [((2, 3, 4),), ((1, 0, 2),)],
+        settings=[{}, {"start_dim": 1}, {"end_dim": -2}, {"start_dim": 1, "end_dim": 1}]),
+    Row("flatten, of few", ops.flatten, "flatten", ONE),
+    Row("permute", ops.permute, lambda torch, a, axes: torch.permute(a, axes), CUBES,
+        settings=[{"axes": (2, 0, 1)}, {"axes": (-1, 0, -2)}, {"axes": [0, 1, 2]}]),
+    Row("flip", ops.flip,
+        lambda torch, a, axis=None: torch.flip(
+            a, tuple(range(a.ndim)) if axis is None else (axis,) if isinstance(axis, int) else axis
+        ), [*CUBES, ((2, 0, 3),)],
+        settings=[{}, {"axis": 0}, {"axis": -1}, {"axis": (0, 2)}, {"axis": ()}]),
+    Row("roll", ops.roll, lambda torch, a, shift, axis=None: torch.roll(a, shift, axis),
+        [*CUBES, ((2, 0, 3),)],
+        settings=[{"shift": 1}, {"shift": -5}, {"shift": 2, "axis": 1},
+                  {"shift": (1, -1), "axis": (0, -1)}]),
+    Row("pad", ops.pad, frame, [((2, 3),), ((0, 3),)],
+        settings=[{"pad_width": 1}, {"pad_width": (0, 2), "constant_values": 1.5},
+                  {"pad_width": ((1, 0), (2, 3))}, {"pad_width": [[0, 0], [0, 1]]}]),
+    Row("tril", ops.tril, lambda torch, a, k=0: torch.tril(a, k),
+        [((3, 3),), ((2, 3, 4),), ((4, 2),), ((0, 3),)], settings=[{}, {"k": 1}, {"k": -2}]),
+    Row("triu", ops.triu, lambda torch, a, k=0: torch.triu(a, k),
+        [((3, 3),), ((2, 3, 4),), ((4, 2),), ((0, 3),)], settings=[{}, {"k": 1}, {"k": -2}]),
+    # cutting and repeating
+    Row("split", our_pieces(ops.split), pieces("split"), [((4, 6, 4),)],
+        settings=[{"size": 2}, {"size": 3, "axis": 1}, {"size": 9}, {"size": [1, 0, 3]},
+                  {"size": (2, 4), "axis": -2}]),
+    Row("split, of none", our_pieces(ops.split), pieces("split"), [((0, 2),)],
+        settings=[{"size": 2}, {"size": [0, 0]}, {"size": [0, 2], "axis": 1}]),
+    Row("chunk", our_pieces(ops.chunk), pieces("chunk"), [((4, 5, 7),), ((1, 1, 2),)],
+        settings=[{"size": 2}, {"size": 3, "axis": 1}, {"size": 4, "axis": -1}, {"size": 1}]),
+    Row("tile", ops.tile, lambda torch, a, reps: torch.tile(a, reps),
+        [((2, 3),), ((),), ((0, 2),)],
+        settings=[{"reps": r} for r in [(2,), (3, 2), (2, 1, 3), (0, 2), ()]]),
+    Row("repeat", ops.repeat, lambda torch, a, reps: a.repeat(reps), [((2, 3),), ((),), ((0, 2),)],
+        settings=[{"reps": r} for r in [(3, 2), (2, 1, 3), (0, 2)]]),
+    Row("repeat_interleave", ops.repeat_interleave,
+        lambda torch, a, repeats, axis=None: torch.repeat_interleave(
+            a, torch.tensor(repeats) if isinstance(repeats, list) else repeats, axis),
+        [((2, 3),), ((2, 3, 2),)],
+        settings=[{"repeats": 2}, {"repeats": 3, "axis": 1}, {"repeats": [2, 0], "axis": 0},
+                  {"repeats": [1, 0, 2], "axis": 1}, {"repeats": 0, "axis": -1}]),
+    # sorting
+    Row("argsort", ops.argsort, by_dim("argsort"), CUBES, distinct,
+        [{}, {"axis": 0, "descending": True}, {"axis": 1}], smooth=False),
+    Row("sort", values(ops.sort), lambda *a, **s: by_dim("sort")(*a, **s).values,
+        [*CUBES, ((),), ((0,),)], distinct, [{}, {"descending": True}, {"axis": 0}]),
+    Row("sort, indices", indices(ops.sort), lambda *a, **s: by_dim("sort")(*a, **s).indices,
+        [*CUBES, ((),), ((0,),)], distinct, [{}, {"descending": True}, {"axis": 0}], smooth=False),
+    Row("topk", values(ops.topk), lambda *a, **s: by_dim("topk")(*a, **s).values,
+        [((4, 3, 5),), ((3, 4),)], distinct,
+        [{"k": 2}, {"k": 0}, {"k": 3, "axis": 0}, {"k": 3, "axis": 1, "largest": False}]),
+    Row("topk, indices", indices(ops.topk), lambda *a, **s: by_dim("topk")(*a, **s).indices,
+        [((4, 3, 5),), ((3, 4),)], distinct, [{"k": 3}, {"k": 1, "axis": 0, "largest": False}],
+        smooth=False),
     # indexing
+    Row("getitem", lambda a: ops.getitem(a, (0, ..., None)),
+        lambda torch, a: a[0, ..., None], CUBES),
     Row("take", lambda a, i, axis: ops.take(a, i, axis),
         lambda torch, a, i, axis: torch.index_select(a, axis, i), [((3, 4, 3), (5,))],
         (normal, below(3)), [{"axis": 0}, {"axis": 1}, {"axis": -1}]),
@@ -264,6 +415,16 @@ ROWS = [
         lambda torch, a, i, axis: torch.gather(a, axis, i),
         [((3, 3, 3), (3, 3, 3)), ((3, 4, 3), (2, 1, 3))],
         (normal, below(3)), [{"axis": 0}, {"axis": 1}, {"axis": -1}]),
+    Row("scatter_add", lambda a, i, src, axis: ops.scatter_add(a, axis, i, src),
+        added,
+        [((3, 3, 3), (3, 3, 3), (3, 3, 3)), ((3, 4, 3), (2, 1, 3), (3, 2, 3)),
+         ((3, 3, 3), (0, 2, 3), (1, 2, 3))],
+        (normal, below(3), normal), [{"axis": 0}, {"axis": 1}, {"axis": -1}]),
+    Row("scatter_add, of numbers", lambda a, i, src: ops.scatter_add(a, 0, i, src),
+        added,
+        [((), (), ()), ((4,), (0,), (0,)), ((1,), (5,), (7,))], (normal, below(1), normal)),
+    Row("gather, of numbers", lambda a, i: ops.gather(a, 0, i),
+        lambda torch, a, i: torch.gather(a, 0, i), [((), ())], (normal, below(1))),
     Row("take_along_axis", ops.take_along_axis,
         lambda torch, a, i, axis: torch.take_along_dim(a, i, axis), [((3, 4), (3, 2))],
         (normal, below(4)), [{"axis": 1}]),
@@ -292,8 +453,13 @@ SMOOTH = [row for row in ROWS if row.smooth and "equal" not in row.name]
 
 def test_every_operator_has_a_row():
     known = {getattr(ops, row.name.partition(",")[0]) for row in ROWS}
-    public = {name: f for name, f in vars(ops).items() if name[0] != "_" and hasattr(f, "rule")}
-    assert len(public) > 40 and not {name for name, f in public.items() if f not in known}
+    public = {name: f for name, f in vars(ops).items() if name[0] != "_" and is_operator(f)}
+    assert len(public) > 100 and not {name for name, f in public.items() if f not in known}
+
+
+def is_operator(f):
+    "Whether `f` is a function of the pages on operators, with a rule of its own or without."
+    return str(getattr(f, "__module__", "")).startswith("minima.operators.") and f is not ops.to
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -410,6 +576,12 @@ def test_an_index_that_repeats_collects_every_gradient():
 def test_an_index_out_of_range_is_an_IndexError_that_names_the_shape(key):
     with pytest.raises(IndexError, match=r"getitem\(\(3, 4\)"):
         Tensor(np.zeros((3, 4)))[key]
+
+
+def test_a_single_number_can_be_picked_from_a_single_number():
+    x = Tensor(2.0, requires_grad=True)
+    (x[()] * 3.0).backward()
+    assert x.grad.tolist() == 3.0 == float(grad(x[()] * x, x)[0]) - 1
 
 
 def test_iterating_and_unpacking_keep_gradients():
@@ -581,6 +753,65 @@ def test_the_variance_of_too_few_is_that_of_torch(shape, axis, correction, torch
     vs_torch(lambda x: ops.var(x, **settings), theirs, [a], verbose=False)
 
 
+@pytest.mark.parametrize("ord", [0, 0.5, 1, 1.5, 2, 3, np.inf, -np.inf, -1])
+@pytest.mark.parametrize("axis", [None, 1])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_norms_of_zeros_ties_and_infinities_are_those_of_torch(ord, axis, torch):
+    rows = [[2.0, -2.0, 2.0], [0.0, 1.0, -2.0], [0.0, 0.0, 0.0], [1.0, INF, 2.0], [NAN, 0.0, 1.0]]
+    alike = {-1: 1, 2: 5, 3: 5, 1: 4, np.inf: 4}  # how many of the rows have one answer only
+    for row in rows[: alike.get(ord, 3)]:
+        ours = lambda x: ops.norm(x, ord, axis)
+        theirs = lambda x: torch.linalg.vector_norm(x, ord, dim=axis)
+        vs_torch(ours, theirs, [np.array([row])], verbose=False)
+
+
+@pytest.mark.parametrize("row", [[2.0, 2.0], [0.0, 0.0], [1.0, 1.0 + 1e-12], [NAN, 1.0]])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*degrees of freedom")
+def test_the_deviation_of_constants_has_the_gradient_of_torch(row, torch):
+    for a in (np.array([row]), np.array([row[:1]])):
+        vs_torch(lambda x: ops.std(x, 1), lambda x: torch.std(x, 1), [a], rtol=1e-3, verbose=False)
+
+
+@pytest.mark.parametrize("row", [[0.0, 2.0, 3.0], [0.0, 0.0, 3.0], [0.0] * 3, [-0.0, 2.0, NAN]])
+def test_a_product_has_the_gradient_of_torch_whatever_is_zero(row, torch):
+    vs_torch(ops.prod, torch.prod, [np.array(row)], verbose=False)
+    vs_torch(lambda x: ops.prod(x, 0), lambda x: torch.prod(x, 0), [np.array(row)], verbose=False)
+
+
+def test_the_gradient_of_a_product_overflows_only_where_it_must():
+    x = Tensor(np.array([1e200, 1e200, 1e-300]), requires_grad=True)
+    with np.errstate(over="ignore"):
+        (g,) = grad(x.prod(), x)
+    assert g.tolist() == pytest.approx([1e-100, 1e-100, INF])  # PyTorch says inf to all three
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
+@pytest.mark.parametrize("descending", [False, True])
+def test_equal_elements_keep_their_order_when_sorted(dtype, descending, torch):
+    a = np.random.default_rng(0).integers(0, 3, size=(4, 50)).astype(dtype)
+    found = torch.sort(torch.tensor(a), dim=1, descending=descending, stable=True)
+    ours = ops.sort(a, 1, descending)
+    np.testing.assert_array_equal(ours.values.numpy(), found.values.numpy())
+    np.testing.assert_array_equal(ours.indices.numpy(), found.indices.numpy())
+    assert ours.values.dtype == dtype and ours.indices.dtype == "int64"
+    values, indices = Tensor(a).topk(7, 1, descending)
+    sign = -1 if descending else 1
+    first = np.argsort(sign * a.astype(int), axis=1, kind="stable")[:, :7]
+    np.testing.assert_array_equal(indices.numpy(), first)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_sorting_puts_nan_where_torch_does(descending, torch):
+    a = np.array([1.0, NAN, -INF, 0.0, INF, NAN, -0.0])
+    for f in (torch.sort, torch.argsort):
+        theirs = f(torch.tensor(a), descending=descending, stable=True)
+        ours = getattr(ops, f.__name__)(a, descending=descending)
+        for p, q in zip(ours, theirs) if f is torch.sort else [(ours, theirs)]:
+            np.testing.assert_array_equal(p.numpy(), q.numpy())
+    largest = ops.topk(a, 3, largest=descending).values.numpy()
+    np.testing.assert_array_equal(largest, torch.topk(torch.tensor(a), 3, largest=descending)[0])
+
+
 def test_where_lets_no_infinite_gradient_through_the_other_side():
     x = Tensor([0.0, 4.0], requires_grad=True)
     ops.where(np.array([True, False]), x, 0.0).backward([1.0, np.inf])
@@ -708,6 +939,19 @@ INTEGERS = {
     "silu": (lambda i: ops.silu(i), "default"),
     "gelu": (lambda i: ops.gelu(i), "default"),
     "floor": (lambda i: i.floor(), "int64"),
+    "std": (lambda i: i.std(), "default"),
+    "norm": (lambda i: i.norm(), "default"),
+    "norm by sums": (lambda i: i.norm(1), "default"),
+    "norm by counting": (lambda i: i.norm(0), "default"),
+    "norm by the largest": (lambda i: i.norm(np.inf), "default"),
+    "prod": (lambda i: i.prod(), "int64"),
+    "cumsum": (lambda i: i.cumsum(0), "int64"),
+    "cumsum of booleans": (lambda i: (i > 1).cumsum(0), "int64"),
+    "sort": (lambda i: i.sort().values, "int64"),
+    "argsort": (lambda i: i.argsort(), "int64"),
+    "tril": (lambda i: i.reshape(3, 1).tril(), "int64"),
+    "scatter_add": (lambda i: i.scatter_add(0, i - 1, i), "int64"),
+    "pad": (lambda i: ops.pad(i, 1), "int64"),
     "invert": (lambda i: ~i, "int64"),
     "add": (lambda i: i + 1, "int64"),
     "to an integer power": (lambda i: i**2, "int64"),
@@ -780,6 +1024,33 @@ METHODS = {
     "neg": (lambda x: -x, np.negative),
     "tanh": (lambda x: x.tanh(), np.tanh),
     "softmax": (lambda x: x.softmax(0), lambda a: np.exp(a) / np.exp(a).sum(0)),
+    "sin": (lambda x: x.sin(), np.sin),
+    "round": (lambda x: round(x, 1), lambda a: np.round(a, 1)),
+    "std": (lambda x: x.std((0, 1)), lambda a: a.std((0, 1), ddof=1)),
+    "prod": (lambda x: x.prod(1), lambda a: a.prod(1)),
+    "cumsum": (lambda x: x.cumsum(1), lambda a: a.cumsum(1)),
+    "norm": (lambda x: x.norm(3, 1), lambda a: (np.abs(a) ** 3).sum(1) ** (1 / 3)),
+    "any": (lambda x: (x > 1).any(0), lambda a: (a > 1).any(0)),
+    "all": (lambda x: (x > -1).all(), lambda a: (a > -1).all()),
+    "logic": (lambda x: (x > 0).logical_and(x < 1), lambda a: (a > 0) & (a < 1)),
+    "flatten": (lambda x: x.flatten(1), lambda a: a.reshape(2, 12)),
+    "unsqueeze": (lambda x: x.unsqueeze(1), lambda a: a[:, None]),
+    "permute(spread)": (lambda x: x.permute(2, 0, 1), lambda a: a.transpose(2, 0, 1)),
+    "permute(tuple)": (lambda x: x.permute((0, 2, 1)), lambda a: a.transpose(0, 2, 1)),
+    "flip(spread)": (lambda x: x.flip(0, 2), lambda a: a[::-1, :, ::-1]),
+    "flip(one)": (lambda x: x.flip(1), lambda a: a[:, ::-1]),
+    "roll": (lambda x: x.roll(1, 2), lambda a: np.roll(a, 1, 2)),
+    "split": (lambda x: x.split(2, 2)[1], lambda a: a[..., 2:]),
+    "chunk": (lambda x: x.chunk(2)[0], lambda a: a[:1]),
+    "tile(spread)": (lambda x: x.tile(2, 1), lambda a: np.tile(a, (2, 1))),
+    "repeat(spread)": (lambda x: x.repeat(2, 1, 1), lambda a: np.tile(a, (2, 1, 1))),
+    "repeat_interleave": (lambda x: x.repeat_interleave(2, 1), lambda a: a.repeat(2, 1)),
+    "tril": (lambda x: x.tril(1), lambda a: np.tril(a, 1)),
+    "triu": (lambda x: x.triu(), np.triu),
+    "sort": (lambda x: x.sort(0).values, lambda a: np.sort(a, 0)),
+    "argsort": (lambda x: x.argsort(0, True), lambda a: np.argsort(-a, 0)),
+    "topk": (lambda x: x.topk(1)[0], lambda a: a.max(-1, keepdims=True)),
+    "scatter_add": (lambda x: x.scatter_add(0, [[[1]]], [[[0.0]]]), lambda a: a),
     "matmul": (lambda x: x.matmul(x.swapaxes(1, 2)), lambda a: a @ a.swapaxes(1, 2)),
 }  # fmt: skip
 
@@ -837,6 +1108,16 @@ MISFITS = {
     "matmul": (lambda a, b: a @ b, r"matmul\(\(2, 3\), \(4,\)\): the inner sizes .* 3 and 4"),
     "matmul of a number": (lambda a, b: a @ Tensor(2.0), r"matmul\(\(2, 3\), \(\)\).*use \*"),
     "reshape": (lambda a, b: a.reshape(4), r"reshape\(\(2, 3\)\)"),
+    "flatten": (lambda a, b: a.flatten(1, 0), r"flatten: axis 1 comes after axis 0"),
+    "permute": (lambda a, b: a.permute(0), r"permute\(\(2, 3\)\)"),
+    "tril": (lambda a, b: b.tril(), r"tril\(\(4,\)\): a triangle needs"),
+    "split": (lambda a, b: b.split([1, 2]), r"split: \[1, 2\] do not add up to 4"),
+    "split by nothing": (lambda a, b: b.split(0), r"must be positive"),
+    "repeat": (lambda a, b: a.repeat(2), r"repeat: \(2,\) says nothing about .* tile"),
+    "pad": (lambda a, b: ops.pad(a, ((1, 1),) * 3), r"pad\(\(2, 3\)\)"),
+    "topk": (lambda a, b: b.topk(5), r"topk: there are 4 elements"),
+    "scatter_add": (lambda a, b: b.scatter_add(0, [[0]], [[1.0]]), r"scatter_add: indices"),
+    "scatter_add of few": (lambda a, b: b.scatter_add(0, [0, 0], [1.0]), r"\(1,\) are fewer"),
     "broadcast_to": (lambda a, b: b.broadcast_to((2, 3)), r"broadcast_to\(\(4,\)\)"),
     "concat": (lambda a, b: ops.concat([a, a.T]), r"concat\(\(2, 3\), \(3, 2\)\)"),
     "linear": (lambda a, b: ops.linear(a, np.ones((4, 2))), r"linear\(\(2, 3\), \(4, 2\)"),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['sum', 'negative', 'invert', 'true_divide', 'power_scalar', 'permute_dims', 'float64', 'asarray', 'zeros_like',
-           'arange']
+           'ones_like', 'arange']
 
 # %% ../../nbs/07_operators.ipynb #99050f04
 __doc__ = """
@@ -77,32 +77,54 @@ from minima.operators.products import (
     normalize,
 )
 from minima.operators.reductions import (
+    all,
+    any,
     argmax,
     argmin,
+    cumsum,
     log_softmax,
     logsumexp,
     max,
     mean,
     min,
+    norm,
+    prod,
     softmax,
+    std,
     summation,
     var,
 )
 from minima.operators.shapes import (
+    argsort,
     astype,
     broadcast_to,
+    chunk,
     concat,
     expand_dims,
+    flatten,
+    flip,
     gather,
     getitem,
+    pad,
+    permute,
+    repeat,
+    repeat_interleave,
     reshape,
+    roll,
+    scatter_add,
+    sort,
+    split,
     squeeze,
     stack,
     swapaxes,
     take,
     take_along_axis,
+    tile,
     to,
+    topk,
     transpose,
+    tril,
+    triu,
 )
 
 # %% ../../nbs/07_operators.ipynb #69080746
@@ -113,7 +135,7 @@ negative = negate
 invert = bitwise_not
 true_divide = divide
 power_scalar = power
-permute_dims = transpose
+permute_dims = permute
 float64 = "float64"
 
 
@@ -126,6 +148,11 @@ def asarray(a, dtype=None):
 def zeros_like(a):
     "Zeros of the shape, dtype and library of the Tensor `a`."
     return wrap(backend_of(a.array).xp.zeros_like(a.array))
+
+
+def ones_like(a):
+    "Ones of the shape, dtype and library of the Tensor `a`."
+    return wrap(backend_of(a.array).xp.ones_like(a.array))
 
 
 def arange(n):
@@ -174,11 +201,14 @@ for _method in (
     clip, maximum, minimum, isfinite, isinf, isnan,
     logical_and, logical_or, logical_xor, logical_not,
     bitwise_and, bitwise_or, bitwise_xor, bitwise_not,
-    mean, var, max, min, argmax, argmin, logsumexp, softmax, log_softmax,
-    swapaxes, squeeze, expand_dims, astype, take, gather, matmul, to,
+    mean, var, std, prod, max, min, any, all, argmax, argmin, cumsum, norm,
+    logsumexp, softmax, log_softmax,
+    swapaxes, squeeze, expand_dims, flatten, roll, split, chunk, repeat_interleave, tril, triu,
+    take, gather, scatter_add, argsort, sort, topk, astype, matmul, to,
 ):  # fmt: skip
     setattr(Tensor, _method.__name__, _method)
 Tensor.sum = summation
+Tensor.unsqueeze = expand_dims
 
 
 def _shape_method(operation, setting):
@@ -198,6 +228,10 @@ def _shape_method(operation, setting):
 Tensor.reshape = _shape_method(reshape, "shape")
 Tensor.broadcast_to = _shape_method(broadcast_to, "shape")
 Tensor.transpose = _shape_method(transpose, "axes")
+Tensor.permute = _shape_method(permute, "axes")
+Tensor.flip = _shape_method(flip, "axis")
+Tensor.tile = _shape_method(tile, "reps")
+Tensor.repeat = _shape_method(repeat, "reps")
 Tensor.T = property(transpose, doc="The axes in reverse order.")
 
 
