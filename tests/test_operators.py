@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minima import operators as ops
 from minima.autograd import ShapeError, Tensor, grad
@@ -42,7 +44,7 @@ def below(n):
 
 LAYOUTS = {
     "as it is": lambda a: a,
-    "transposed": lambda a: np.ascontiguousarray(a.T).T,
+    "transposed": lambda a: np.ascontiguousarray(a.T).T if a.ndim else a,
     "strided": lambda a: np.repeat(a, 2, axis=-1)[..., ::2] if a.ndim else a,
     "backwards": lambda a: np.ascontiguousarray(a[::-1])[::-1] if a.ndim else a,
 }
@@ -190,6 +192,7 @@ PRODUCTS = [
     ((3,), (3,)), ((3,), (3, 4)), ((2, 3), (3,)), ((2, 3), (3, 4)), ((1, 1), (1, 1)),
     ((5, 2, 3), (3,)), ((3,), (5, 3, 4)), ((5, 2, 3), (3, 4)), ((2, 3), (5, 3, 4)),
     ((5, 2, 3), (5, 3, 4)), ((1, 2, 3), (5, 3, 4)), ((5, 2, 3), (1, 3, 4)),
+    ((2, 1, 2, 3), (3,)), ((3,), (2, 1, 3, 4)), ((0,), (0,)), ((3,), (3, 0)), ((0,), (2, 0, 3)),
     ((2, 1, 2, 3), (4, 3, 5)), ((0, 3), (3, 4)), ((2, 0), (0, 3)), ((0, 2, 3), (3, 4)),
 ]  # fmt: skip
 AXES = [
@@ -198,6 +201,26 @@ AXES = [
 ]  # fmt: skip
 CUBES = [((2, 3, 4),), ((1, 3, 2),), ((4, 1, 1),)]
 CORRECTIONS = [a | {"correction": c} for a, c in zip(AXES, itertools.cycle([0, 1, 0.5]))]
+
+EINSUMS = [
+    ("ij,jk->ik", (2, 3), (3, 4)), ("ij,jk", (2, 3), (3, 4)), ("ij,kj->ki", (2, 3), (4, 3)),
+    ("ji", (2, 3)), ("ij->ji", (2, 3)), ("ij->", (2, 3)), ("ij->j", (2, 3)), ("ii", (3, 3)),
+    ("ii->i", (3, 3)), ("iij->j", (3, 3, 2)), ("iji->j", (3, 2, 3)), ("iji->ij", (3, 2, 3)),
+    ("iii->i", (3, 3, 3)), ("ijij->ji", (2, 3, 2, 3)), ("i,i", (4,), (4,)), ("i,j", (4,), (3,)),
+    ("i,i->i", (4,), (4,)), ("ij,ij->i", (2, 3), (2, 3)), ("bij,bjk->bik", (4, 2, 3), (4, 3, 2)),
+    ("bij,bjk->kb", (4, 2, 3), (4, 3, 2)), ("bij,jk->k", (4, 2, 3), (3, 2)), (",", (), ()),
+    (",i->i", (), (3,)), ("i->", (0,)), ("ij,jk->ik", (2, 0), (0, 3)),
+    ("ij,jk->ik", (0, 2), (2, 3)), ("...ij,...jk->...ik", (4, 2, 3), (3, 2)),
+    ("...ij,...jk->...ik", (1, 2, 3), (4, 3, 2)), ("...ij,jk", (5, 4, 2, 3), (3, 2)),
+    ("i...,i...->...", (3, 2, 4), (3, 4)), ("...", (2, 3)), ("...i->...", (2, 3)),
+    ("i...j->j...i", (2, 3, 4)), ("...,...", (2, 3), (3,)), ("...ii", (2, 3, 3)),
+    ("i...->i", (2, 3, 4)), ("ij,ij->ij", (2, 1), (2, 3)), ("ij,jk->ik", (2, 1), (3, 4)),
+    ("ij,jk,kl->il", (2, 3), (3, 4), (4, 2)), ("i,ij,j->", (2,), (2, 3), (3,)),
+    ("a,b,c", (2,), (3,), (2,)), ("bhqd,bhkd->bhqk", (2, 3, 4, 5), (2, 3, 6, 5)),
+    ("nlk,nmk,kj->nlmj", (2, 3, 4), (2, 2, 4), (4, 3)), ("ij,ik,il->jkl", (2, 3), (2, 4), (2, 2)),
+    ("ii,jj->ij", (2, 2), (3, 3)), (" i j , j k -> i k ", (2, 3), (3, 4)),
+    ("Ba,aC->BC", (2, 3), (3, 4)), ("Ba,aC", (2, 3), (3, 4)), ("ij,j,i->", (2, 3), (3,), (2,)),
+]  # fmt: skip
 
 ROWS = [
     # arithmetic
@@ -428,6 +451,12 @@ ROWS = [
     Row("take_along_axis", ops.take_along_axis,
         lambda torch, a, i, axis: torch.take_along_dim(a, i, axis), [((3, 4), (3, 2))],
         (normal, below(4)), [{"axis": 1}]),
+    # products by letters
+    Row("dot", ops.dot, "dot", [((3,), (3,)), ((0,), (0,)), ((1,), (1,))]),
+    Row("outer", ops.outer, "outer", [((3,), (4,)), ((1,), (2,)), ((0,), (3,))]),
+    *(Row(f"einsum, {letters}", lambda *a, letters=letters: ops.einsum(letters, *a),
+          lambda torch, *a, letters=letters: torch.einsum(letters, *a), [tuple(shapes)])
+      for letters, *shapes in EINSUMS),
     # what training does most
     Row("linear", ops.linear,
         lambda torch, x, w, b=None: torch.nn.functional.linear(x, w.T, b if b is None else b[0]),
@@ -599,6 +628,62 @@ def test_writing_into_a_tensor():
     for a, value in [(recorded, 2.0), (x, recorded[0])]:
         with pytest.raises(RuntimeError, match="would lose gradients"):
             a[0] = value
+
+
+# ---- einsum ----
+
+
+@st.composite
+def products_by_letters(draw):
+    "Letters for one to three arrays, with or without a result, and the shapes of the arrays."
+    sizes = dict(zip("abcd", draw(st.tuples(*[st.integers(0, 3)] * 4))))
+    groups = draw(st.lists(st.text("abcd", max_size=4), min_size=1, max_size=3))
+    left = ",".join(groups)
+    if draw(st.booleans()):
+        used = sorted({*left} - {","})
+        left += "->" + "".join(draw(st.permutations(used))[: draw(st.integers(0, 4))])
+    shapes = [tuple(sizes[c] for c in g) for g in groups]
+    stretched = [draw(st.booleans()) and len({*g}) == len(g) for g in groups]
+    return left, [(1,) * len(s) if one else s for s, one in zip(shapes, stretched)]
+
+
+@given(products_by_letters())
+def test_einsum_computes_as_numpy_whatever_the_letters(case):
+    letters, shapes = case
+    arrays = numbers(normal, shapes)
+    y = ops.einsum(letters, *arrays)
+    np.testing.assert_allclose(y.numpy(), np.einsum(letters, *arrays), rtol=1e-12, atol=1e-12)
+
+
+def test_einsum_takes_numpys_other_spelling():
+    a, b = numbers(normal, [(2, 3, 4), (4, 5)])
+    for args in [
+        (a, [0, 1, 2], b, [2, 3], [3, 1, 0]), (a, [5, 30, 2], b, [2, 27]), (a, [..., 1], b, [1, 0]),
+        (a, [..., 0], [0, ...]), (a, [0, 1, 2], []),
+    ]:  # fmt: skip
+        np.testing.assert_allclose(ops.einsum(*args).numpy(), np.einsum(*args), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "letters, shapes, message",
+    [
+        ("ij,jk", [(2, 3)], "speaks of 2 arrays, not 1"),
+        ("ij", [(2, 3), (2,)], "speaks of 1 arrays, not 2"),
+        ("ij,jk", [(2, 3), (4, 5)], "'j' is 3 and 4"),
+        ("ij", [(2,)], "does not fit an array of 1 axes"),
+        ("ij", [(2, 3, 4)], "does not fit an array of 3 axes"),
+        ("i...j", [(2,)], "does not fit an array of 1 axes"),
+        ("ii", [(1, 2)], "no diagonal 'i'"),
+        ("ij->ik", [(2, 3)], "must be in an array"),
+        ("ij->ii", [(2, 3)], "must be in an array"),
+        ("i1", [(2, 3)], "letters, commas"),
+        ("ij->j->i", [(2, 3)], "letters, commas"),
+        ("i....", [(2, 3)], "letters, commas"),
+    ],
+)
+def test_einsum_says_what_makes_no_sense(letters, shapes, message):
+    with pytest.raises(ShapeError, match=message):
+        ops.einsum(letters, *numbers(normal, shapes))
 
 
 # ---- far out ----
@@ -1050,6 +1135,8 @@ METHODS = {
     "sort": (lambda x: x.sort(0).values, lambda a: np.sort(a, 0)),
     "argsort": (lambda x: x.argsort(0, True), lambda a: np.argsort(-a, 0)),
     "topk": (lambda x: x.topk(1)[0], lambda a: a.max(-1, keepdims=True)),
+    "dot": (lambda x: x[0, 0].dot(x[1, 2]), lambda a: a[0, 0] @ a[1, 2]),
+    "outer": (lambda x: x[0, 0].outer(x[:, 0, 0]), lambda a: np.outer(a[0, 0], a[:, 0, 0])),
     "scatter_add": (lambda x: x.scatter_add(0, [[[1]]], [[[0.0]]]), lambda a: a),
     "matmul": (lambda x: x.matmul(x.swapaxes(1, 2)), lambda a: a @ a.swapaxes(1, 2)),
 }  # fmt: skip
@@ -1122,6 +1209,8 @@ MISFITS = {
     "concat": (lambda a, b: ops.concat([a, a.T]), r"concat\(\(2, 3\), \(3, 2\)\)"),
     "linear": (lambda a, b: ops.linear(a, np.ones((4, 2))), r"linear\(\(2, 3\), \(4, 2\)"),
     "gather": (lambda a, b: ops.gather(a, 0, [0]), "as many axes"),
+    "dot": (lambda a, b: b.dot(a), r"dot takes two vectors; .* \(4,\) and \(2, 3\)"),
+    "outer": (lambda a, b: a.outer(b), r"outer takes two vectors"),
     "where": (lambda a, b: ops.where(a > 0, a, b), r"where\(\(2, 3\), \(2, 3\), \(4,\)\)"),
 }
 

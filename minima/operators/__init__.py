@@ -71,10 +71,13 @@ from minima.operators.elementwise import (
 )
 from minima.operators.products import (
     cross_entropy,
+    dot,
     dropout,
+    einsum,
     linear,
     matmul,
     normalize,
+    outer,
 )
 from minima.operators.reductions import (
     all,
@@ -204,7 +207,8 @@ for _method in (
     mean, var, std, prod, max, min, any, all, argmax, argmin, cumsum, norm,
     logsumexp, softmax, log_softmax,
     swapaxes, squeeze, expand_dims, flatten, roll, split, chunk, repeat_interleave, tril, triu,
-    take, gather, scatter_add, argsort, sort, topk, astype, matmul, to,
+    take, gather, scatter_add, argsort, sort, topk, astype, matmul, dot,
+    outer, to,
 ):  # fmt: skip
     setattr(Tensor, _method.__name__, _method)
 Tensor.sum = summation

@@ -38,6 +38,11 @@ def _axes(axis, ndim):
         raise IndexError(f"axis out of range: {axis} of {ndim} axes") from None
 
 
+def _along(axis, a):
+    "`axis`, as an array library takes it: for a single number, () in place of 0 or -1."
+    return axis if a.ndim else _axes(axis, 0)
+
+
 def _kept(shape, axis):
     "`shape` with the axes in `axis` reduced to 1."
     axis = _axes(axis, len(shape))
@@ -52,6 +57,7 @@ def _count(shape, axis):
 @op
 def summation(xp, a, *, axis=None, keepdims=False):
     "The sum over `axis` (None for all, an int or a tuple)."
+    axis = _along(axis, a)
     y = xp.sum(a, axis=axis, keepdims=keepdims)
     return y, lambda g: xp.broadcast_to(xp.reshape(g, _kept(a.shape, axis)), a.shape)
 
@@ -59,6 +65,7 @@ def summation(xp, a, *, axis=None, keepdims=False):
 @op
 def mean(xp, a, *, axis=None, keepdims=False):
     "The mean over `axis` (None for all, an int or a tuple); integers give floats."
+    axis = _along(axis, a)
     y = xp.mean(a, axis=axis, keepdims=keepdims)
     return y, lambda g: xp.broadcast_to(
         xp.reshape(g / _count(a.shape, axis), _kept(a.shape, axis)), a.shape
@@ -68,6 +75,7 @@ def mean(xp, a, *, axis=None, keepdims=False):
 @op
 def var(xp, a, *, axis=None, correction=1, keepdims=False):
     "The variance over `axis`: summed squared deviations, divided by (count - `correction`)."
+    axis = _along(axis, a)
     centred = a - xp.mean(a, axis=axis, keepdims=True)
     n = 1.0 * _count(a.shape, axis) - correction
     y = xp.sum(centred * centred, axis=axis, keepdims=keepdims) / n
@@ -84,6 +92,7 @@ def std(xp, a, *, axis=None, correction=1, keepdims=False):
 
 def _extremum(xp, reduce, a, axis, keepdims):
     "`reduce` (`xp.max` or `xp.min`) over `axis`; ties share the gradient equally."
+    axis = _along(axis, a)
     kept = reduce(a, axis=axis, keepdims=True)
 
     def pull(g):
@@ -120,12 +129,14 @@ def argmin(xp, a, *, axis=None, keepdims=False):
 @op
 def any(xp, a, *, axis=None, keepdims=False):
     "Whether any element over `axis` (None for all, an int or a tuple) is nonzero."
+    axis = _along(axis, a)
     return xp.any(a, axis=axis, keepdims=keepdims)
 
 
 @op
 def all(xp, a, *, axis=None, keepdims=False):
     "Whether all elements over `axis` (None for all, an int or a tuple) are nonzero."
+    axis = _along(axis, a)
     return xp.all(a, axis=axis, keepdims=keepdims)
 
 # %% ../../nbs/04_reductions.ipynb #a5e60f58
@@ -146,7 +157,7 @@ def _product_before(xp, a):
 @op
 def prod(xp, a, *, axis=None, keepdims=False):
     "The product over `axis` (None for all, an int or a tuple)."
-    axes = _axes(axis, a.ndim)
+    axis, axes = _along(axis, a), _axes(axis, a.ndim)
     order = tuple(i for i in range(a.ndim) if i not in axes) + axes
 
     def pull(g):
@@ -180,8 +191,11 @@ def cumsum(xp, a, *, axis=None):
 @op
 def _norm(xp, a, *, ord, axis, keepdims):
     "The norm of `a` for a number `ord` that is neither 0 nor infinite."
+    axis = _along(axis, a)
     size = xp.abs(a)
-    y = xp.sum(size**ord, axis=axis, keepdims=True) ** (1 / ord)
+    total = xp.sum(size**ord, axis=axis, keepdims=True)
+    hole = (total == 0) * (ord > 0)
+    y = (total + hole) ** (1 / ord) - hole
 
     def pull(g):
         length = y + (y == 0)
@@ -213,6 +227,7 @@ def norm(
 @op
 def logsumexp(xp, a, *, axis=None, keepdims=False):
     "$\\ln \\sum e^a$ over `axis` (None for all, an int or a tuple), without overflow."
+    axis = _along(axis, a)
     m = xp.max(a, axis=axis, keepdims=True)
     m = xp.where(xp.isfinite(m), m, 0)
     y = xp.log(xp.sum(xp.exp(a - m), axis=axis, keepdims=True)) + m
@@ -224,6 +239,7 @@ def logsumexp(xp, a, *, axis=None, keepdims=False):
 @op
 def softmax(xp, a, *, axis=-1):
     "$e^a / \\sum e^a$ over `axis`, without overflow: non-negative, and of sum 1."
+    axis = _along(axis, a)
     e = xp.exp(a - xp.max(a, axis=axis, keepdims=True))
     y = e / xp.sum(e, axis=axis, keepdims=True)
     return y, lambda g: y * (g - xp.sum(g * y, axis=axis, keepdims=True))
@@ -232,6 +248,7 @@ def softmax(xp, a, *, axis=-1):
 @op
 def log_softmax(xp, a, *, axis=-1):
     "The logarithm of `softmax` over `axis`, exact even where the softmax is 0."
+    axis = _along(axis, a)
     z = a - xp.max(a, axis=axis, keepdims=True)
     y = z - xp.log(xp.sum(xp.exp(z), axis=axis, keepdims=True))
     return y, lambda g: g - xp.exp(y) * xp.sum(g, axis=axis, keepdims=True)
