@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minima import operators as ops
 from minima.autograd import ShapeError, Tensor, grad
@@ -42,7 +44,7 @@ def below(n):
 
 LAYOUTS = {
     "as it is": lambda a: a,
-    "transposed": lambda a: np.ascontiguousarray(a.T).T,
+    "transposed": lambda a: np.ascontiguousarray(a.T).T if a.ndim else a,
     "strided": lambda a: np.repeat(a, 2, axis=-1)[..., ::2] if a.ndim else a,
     "backwards": lambda a: np.ascontiguousarray(a[::-1])[::-1] if a.ndim else a,
 }
@@ -99,6 +101,70 @@ def reduction(name):
     return theirs
 
 
+def axis_by_axis(name):
+    "PyTorch's reduction that takes one axis at a time."
+
+    def theirs(torch, a, axis=None, axes=None, keepdims=False):
+        dim = axis if axes is None else axes
+        dims = range(a.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
+        for i in sorted((i % a.ndim for i in dims), reverse=True):
+            a = getattr(torch, name)(a, dim=i, keepdim=keepdims)
+        return a
+
+    return theirs
+
+
+def norm_of_torch(torch, a, ord=2, axis=None, keepdims=False):
+    return torch.linalg.vector_norm(a, ord, dim=axis, keepdim=keepdims)
+
+
+def with_zeros(rng, shape):
+    "About a third of them exactly 0."
+    return rng.normal(size=shape) * (rng.random(shape) < 0.7)
+
+
+def values(operation):
+    return lambda *a, **settings: operation(*a, **settings).values
+
+
+def indices(operation):
+    return lambda *a, **settings: operation(*a, **settings).indices
+
+
+def by_dim(name):
+    "PyTorch's function, with our name for its `dim`."
+    return lambda torch, *a, axis=-1, **settings: getattr(torch, name)(*a, dim=axis, **settings)
+
+
+def pieces(name):
+    "PyTorch's pieces one after another, so that each has been compared."
+
+    def theirs(torch, a, size, axis=0):
+        cut = getattr(torch, name)(a, size, axis)
+        return torch.cat([i * p.flatten() for i, p in enumerate(cut)])
+
+    return theirs
+
+
+def our_pieces(operation):
+    def ours(a, size, axis=0):
+        return ops.concat([i * p.reshape(-1) for i, p in enumerate(operation(a, size, axis))])
+
+    return ours
+
+
+def added(torch, a, i, src, axis=0):
+    "PyTorch adds from a larger `src`, too, but fails on the way back."
+    return torch.scatter_add(a, axis, i, src[tuple(slice(n) for n in i.shape)])
+
+
+def frame(torch, a, pad_width, constant_values=0):
+    pair = (pad_width, pad_width) if isinstance(pad_width, int) else pad_width
+    pairs = (pair,) * a.ndim if isinstance(pair[0], int) else pair
+    flat = [n for pair in reversed(pairs) for n in pair]
+    return torch.nn.functional.pad(a, flat, value=constant_values)
+
+
 def argument(name):
     def theirs(torch, a, axis=None, keepdims=False):
         return getattr(torch, name)(a, dim=axis, keepdim=keepdims)
@@ -126,6 +192,7 @@ PRODUCTS = [
     ((3,), (3,)), ((3,), (3, 4)), ((2, 3), (3,)), ((2, 3), (3, 4)), ((1, 1), (1, 1)),
     ((5, 2, 3), (3,)), ((3,), (5, 3, 4)), ((5, 2, 3), (3, 4)), ((2, 3), (5, 3, 4)),
     ((5, 2, 3), (5, 3, 4)), ((1, 2, 3), (5, 3, 4)), ((5, 2, 3), (1, 3, 4)),
+    ((2, 1, 2, 3), (3,)), ((3,), (2, 1, 3, 4)), ((0,), (0,)), ((3,), (3, 0)), ((0,), (2, 0, 3)),
     ((2, 1, 2, 3), (4, 3, 5)), ((0, 3), (3, 4)), ((2, 0), (0, 3)), ((0, 2, 3), (3, 4)),
 ]  # fmt: skip
 AXES = [
@@ -134,6 +201,26 @@ AXES = [
 ]  # fmt: skip
 CUBES = [((2, 3, 4),), ((1, 3, 2),), ((4, 1, 1),)]
 CORRECTIONS = [a | {"correction": c} for a, c in zip(AXES, itertools.cycle([0, 1, 0.5]))]
+
+EINSUMS = [
+    ("ij,jk->ik", (2, 3), (3, 4)), ("ij,jk", (2, 3), (3, 4)), ("ij,kj->ki", (2, 3), (4, 3)),
+    ("ji", (2, 3)), ("ij->ji", (2, 3)), ("ij->", (2, 3)), ("ij->j", (2, 3)), ("ii", (3, 3)),
+    ("ii->i", (3, 3)), ("iij->j", (3, 3, 2)), ("iji->j", (3, 2, 3)), ("iji->ij", (3, 2, 3)),
+    ("iii->i", (3, 3, 3)), ("ijij->ji", (2, 3, 2, 3)), ("i,i", (4,), (4,)), ("i,j", (4,), (3,)),
+    ("i,i->i", (4,), (4,)), ("ij,ij->i", (2, 3), (2, 3)), ("bij,bjk->bik", (4, 2, 3), (4, 3, 2)),
+    ("bij,bjk->kb", (4, 2, 3), (4, 3, 2)), ("bij,jk->k", (4, 2, 3), (3, 2)), (",", (), ()),
+    (",i->i", (), (3,)), ("i->", (0,)), ("ij,jk->ik", (2, 0), (0, 3)),
+    ("ij,jk->ik", (0, 2), (2, 3)), ("...ij,...jk->...ik", (4, 2, 3), (3, 2)),
+    ("...ij,...jk->...ik", (1, 2, 3), (4, 3, 2)), ("...ij,jk", (5, 4, 2, 3), (3, 2)),
+    ("i...,i...->...", (3, 2, 4), (3, 4)), ("...", (2, 3)), ("...i->...", (2, 3)),
+    ("i...j->j...i", (2, 3, 4)), ("...,...", (2, 3), (3,)), ("...ii", (2, 3, 3)),
+    ("i...->i", (2, 3, 4)), ("ij,ij->ij", (2, 1), (2, 3)), ("ij,jk->ik", (2, 1), (3, 4)),
+    ("ij,jk,kl->il", (2, 3), (3, 4), (4, 2)), ("i,ij,j->", (2,), (2, 3), (3,)),
+    ("a,b,c", (2,), (3,), (2,)), ("bhqd,bhkd->bhqk", (2, 3, 4, 5), (2, 3, 6, 5)),
+    ("nlk,nmk,kj->nlmj", (2, 3, 4), (2, 2, 4), (4, 3)), ("ij,ik,il->jkl", (2, 3), (2, 4), (2, 2)),
+    ("ii,jj->ij", (2, 2), (3, 3)), (" i j , j k -> i k ", (2, 3), (3, 4)),
+    ("Ba,aC->BC", (2, 3), (3, 4)), ("Ba,aC", (2, 3), (3, 4)), ("ij,j,i->", (2, 3), (3,), (2,)),
+]  # fmt: skip
 
 ROWS = [
     # arithmetic
@@ -150,14 +237,29 @@ ROWS = [
     Row("matmul", ops.matmul, "matmul", PRODUCTS),
     # functions of one argument
     Row("exp", ops.exp, "exp", ONE),
+    Row("expm1", ops.expm1, "expm1", ONE),
     Row("log", ops.log, "log", ONE, positive),
+    Row("log1p", ops.log1p, "log1p", ONE, positive),
     Row("sqrt", ops.sqrt, "sqrt", ONE, positive),
+    Row("sin", ops.sin, "sin", ONE),
+    Row("cos", ops.cos, "cos", ONE),
     Row("abs", ops.abs, "abs", ONE, away),
     Row("sign", ops.sign, "sign", ONE, away),
+    Row("floor", ops.floor, "floor", ONE, distinct),
+    Row("round", ops.round, "round", ONE, lambda rng, shape: distinct(rng, shape) + 0.013,
+        [{}, {"decimals": 1}, {"decimals": -1}]),
     Row("tanh", ops.tanh, "tanh", ONE),
     Row("sigmoid", ops.sigmoid, "sigmoid", ONE),
+    Row("erf", ops.erf, "erf", ONE),
     Row("relu", ops.relu, "relu", ONE, away),
+    Row("leaky_relu", ops.leaky_relu, "nn.functional.leaky_relu", ONE, away,
+        [{}, {"negative_slope": 0.2}, {"negative_slope": -0.5}, {"negative_slope": 0}]),
+    Row("softplus", ops.softplus, "nn.functional.softplus", ONE, away,
+        [{}, {"beta": 2}, {"beta": 0.5, "threshold": 40}, {"threshold": -0.1}]),
+    Row("silu", ops.silu, "nn.functional.silu", ONE),
     Row("gelu", ops.gelu, "nn.functional.gelu", ONE),
+    Row("gelu, by tanh", ops.gelu, "nn.functional.gelu", ONE,
+        settings=[{"approximate": "tanh"}, {"approximate": "none"}]),
     # choosing
     Row("maximum", ops.maximum, "maximum", PAIRS),
     Row("minimum", ops.minimum, "minimum", PAIRS),
@@ -171,10 +273,45 @@ ROWS = [
     Row("greater", ops.greater, "greater", PAIRS, below(2)),
     Row("greater_equal", ops.greater_equal, "greater_equal", PAIRS, below(2)),
     Row("isfinite", ops.isfinite, "isfinite", ONE, smooth=False),
+    Row("isinf", ops.isinf, "isinf", ONE, smooth=False),
+    Row("isnan", ops.isnan, "isnan", ONE, smooth=False),
+    Row("logical_and", ops.logical_and, "logical_and", PAIRS, below(3)),
+    Row("logical_or", ops.logical_or, "logical_or", PAIRS, below(3)),
+    Row("logical_xor", ops.logical_xor, "logical_xor", PAIRS, below(3)),
+    Row("logical_not", ops.logical_not, "logical_not", ONE, smooth=False),
+    Row("bitwise_and", ops.bitwise_and, "bitwise_and", PAIRS, below(8)),
+    Row("bitwise_or", ops.bitwise_or, "bitwise_or", PAIRS, below(8)),
+    Row("bitwise_xor", ops.bitwise_xor, "bitwise_xor", PAIRS, below(8)),
+    Row("bitwise_not", ops.bitwise_not, "bitwise_not", [*ONE], below(8)),
+    Row("bitwise_and, of masks", ops.bitwise_and, "bitwise_and", PAIRS, mask),
+    Row("bitwise_or, of masks", ops.bitwise_or, "bitwise_or", PAIRS, mask),
+    Row("bitwise_xor, of masks", ops.bitwise_xor, "bitwise_xor", PAIRS, mask),
+    Row("bitwise_not, of a mask", ops.bitwise_not, "bitwise_not", [*ONE], mask),
     # reductions
     Row("summation", ops.summation, reduction("sum"), CUBES, settings=AXES),
     Row("mean", ops.mean, reduction("mean"), CUBES, settings=AXES),
     Row("var", ops.var, reduction("var"), CUBES[:1], settings=CORRECTIONS),
+    Row("std", ops.std, reduction("std"), CUBES[:1], settings=CORRECTIONS),
+    Row("prod", ops.prod, axis_by_axis("prod"), CUBES, settings=AXES),
+    Row("prod, with zeros", ops.prod, axis_by_axis("prod"), [((4, 3, 5),), ((2, 1, 1),)],
+        with_zeros, AXES),
+    Row("prod, of rows of none", ops.prod, axis_by_axis("prod"), [((0, 3),), ((3, 0),)],
+        settings=[{"axis": 0}, {"axis": 1, "keepdims": True}, {}]),
+    Row("any", ops.any, axis_by_axis("any"), CUBES, mask, AXES),
+    Row("all", ops.all, axis_by_axis("all"), CUBES, mask, AXES),
+    Row("any, of numbers", ops.any, "any", [*ONE], with_zeros, smooth=False),
+    Row("all, of numbers", ops.all, "all", [*ONE], with_zeros, smooth=False),
+    Row("cumsum", ops.cumsum, by_dim("cumsum"), [*CUBES, ((2, 0, 3),)],
+        settings=[{"axis": 0}, {"axis": 1}, {"axis": -1}]),
+    Row("cumsum, of all", ops.cumsum, lambda torch, a: a.reshape(-1).cumsum(0), CUBES),
+    Row("norm", ops.norm, norm_of_torch, CUBES, away, [
+        {}, {"axis": 0, "keepdims": True}, {"ord": 1}, {"ord": 1.5, "axis": (0, 2)},
+        {"ord": 2, "axis": (-1, 0)}, {"ord": 3, "axis": -1}, {"ord": 0.5}, {"ord": 0, "axis": 1},
+        {"ord": np.inf, "axis": 1, "keepdims": True}, {"ord": -np.inf}, {"ord": -2, "axis": 0}]),
+    Row("norm, with zeros", ops.norm, norm_of_torch, [((4, 3, 5),)], with_zeros,
+        [{}, {"axis": (0, 1)}, {"ord": 4, "axis": (1, 2)}]),
+    Row("norm, of one or none", ops.norm, norm_of_torch, [((),), ((1,),), ((0,),), ((0, 3),)],
+        settings=[{}, {"ord": 1}, {"ord": 3}]),
     Row("max", ops.max, reduction("amax"), CUBES, distinct, AXES),
     Row("min", ops.min, reduction("amin"), CUBES, distinct, AXES),
     Row("logsumexp", ops.logsumexp, reduction("logsumexp"), CUBES, settings=AXES),
@@ -187,6 +324,13 @@ ROWS = [
     Row("max, of one", ops.max, "max", [((),), ((1,),), ((5,),)]),
     Row("summation, of rows of none", ops.summation, reduction("sum"),
         [((0, 3),), ((3, 0),)], settings=[{"axis": 0}, {"axis": (1,)}]),
+    *(Row(f"{f.__name__}, of a number", f, theirs, [((),)], settings=[{"axis": 0}, {"axis": -1}])
+      for f, theirs in [
+          (ops.softmax, by_dim("softmax")), (ops.log_softmax, by_dim("log_softmax")),
+          (ops.logsumexp, by_dim("logsumexp")), (ops.summation, by_dim("sum")),
+          (ops.mean, by_dim("mean")), (ops.max, by_dim("amax")), (ops.min, by_dim("amin")),
+          (ops.prod, by_dim("prod")), (ops.cumsum, by_dim("cumsum")), (ops.norm, norm_of_torch),
+      ]),
     Row("softmax", ops.softmax,
         lambda torch, a, axis=-1: torch.softmax(a, axis), [*CUBES, ((1, 0, 2),)],
         settings=[{}, {"axis": 0}, {"axis": -1}, {"axis": 2}]),
@@ -196,6 +340,10 @@ ROWS = [
     # shapes
     Row("reshape", ops.reshape, "reshape", [((3, 4),), ((2, 3, 2),)],
         settings=[{"shape": s} for s in [(12,), (-1,), (4, 3), (2, -1), (1, 12, 1)]]),
+    Row("squeeze, of a number", ops.squeeze, lambda torch, a, axis: a.squeeze(axis), [((),)],
+        settings=[{"axis": 0}, {"axis": -1}]),
+    Row("expand_dims, of a number", ops.expand_dims, lambda torch, a, axis: a.unsqueeze(axis),
+        [((),)], settings=[{"axis": 0}, {"axis": -1}]),
     Row("reshape, of one or none", ops.reshape, "reshape", [((),), ((1, 1),)],
         settings=[{"shape": (1,)}, {"shape": ()}]),
     Row("transpose", ops.transpose,
@@ -226,7 +374,62 @@ ROWS = [
     Row("stack", lambda *a, axis=0: ops.stack(a, axis=axis),
         lambda torch, *a, axis=0: torch.stack(a, axis), [((2, 3), (2, 3)), ((2, 3),), ((), ())],
         settings=[{}, {"axis": -1}]),
+    Row("flatten", ops.flatten, "flatten", [((2, 3, 4),), ((1, 0, 2),)],
+        settings=[{}, {"start_dim": 1}, {"end_dim": -2}, {"start_dim": 1, "end_dim": 1}]),
+    Row("flatten, of few", ops.flatten, "flatten", ONE),
+    Row("permute", ops.permute, lambda torch, a, axes: torch.permute(a, axes), CUBES,
+        settings=[{"axes": (2, 0, 1)}, {"axes": (-1, 0, -2)}, {"axes": [0, 1, 2]}]),
+    Row("flip", ops.flip,
+        lambda torch, a, axis=None: torch.flip(
+            a, tuple(range(a.ndim)) if axis is None else (axis,) if isinstance(axis, int) else axis
+        ), [*CUBES, ((2, 0, 3),)],
+        settings=[{}, {"axis": 0}, {"axis": -1}, {"axis": (0, 2)}, {"axis": ()}]),
+    Row("roll", ops.roll, lambda torch, a, shift, axis=None: torch.roll(a, shift, axis),
+        [*CUBES, ((2, 0, 3),)],
+        settings=[{"shift": 1}, {"shift": -5}, {"shift": 2, "axis": 1},
+                  {"shift": (1, -1), "axis": (0, -1)}]),
+    Row("pad", ops.pad, frame, [((2, 3),), ((0, 3),)],
+        settings=[{"pad_width": 1}, {"pad_width": (0, 2), "constant_values": 1.5},
+                  {"pad_width": ((1, 0), (2, 3))}, {"pad_width": [[0, 0], [0, 1]]}]),
+    Row("tril", ops.tril, lambda torch, a, k=0: torch.tril(a, k),
+        [((3, 3),), ((2, 3, 4),), ((4, 2),), ((0, 3),)], settings=[{}, {"k": 1}, {"k": -2}]),
+    Row("triu", ops.triu, lambda torch, a, k=0: torch.triu(a, k),
+        [((3, 3),), ((2, 3, 4),), ((4, 2),), ((0, 3),)], settings=[{}, {"k": 1}, {"k": -2}]),
+    # cutting and repeating
+    Row("split", our_pieces(ops.split), pieces("split"), [((4, 6, 4),)],
+        settings=[{"size": 2}, {"size": 3, "axis": 1}, {"size": 9}, {"size": [1, 0, 3]},
+                  {"size": (2, 4), "axis": -2}]),
+    Row("split, of none", our_pieces(ops.split), pieces("split"), [((0, 2),)],
+        settings=[{"size": 2}, {"size": [0, 0]}, {"size": [0, 2], "axis": 1}]),
+    Row("chunk", our_pieces(ops.chunk), pieces("chunk"), [((4, 5, 7),), ((1, 1, 2),)],
+        settings=[{"size": 2}, {"size": 3, "axis": 1}, {"size": 4, "axis": -1}, {"size": 1}]),
+    Row("tile", ops.tile, lambda torch, a, reps: torch.tile(a, reps),
+        [((2, 3),), ((),), ((0, 2),)],
+        settings=[{"reps": r} for r in [(2,), (3, 2), (2, 1, 3), (0, 2), ()]]),
+    Row("repeat", ops.repeat, lambda torch, a, reps: a.repeat(reps), [((2, 3),), ((),), ((0, 2),)],
+        settings=[{"reps": r} for r in [(3, 2), (2, 1, 3), (0, 2)]]),
+    Row("repeat_interleave", ops.repeat_interleave,
+        lambda torch, a, repeats, axis=None: torch.repeat_interleave(
+            a, torch.tensor(repeats) if isinstance(repeats, list) else repeats, axis),
+        [((2, 3),), ((2, 3, 2),)],
+        settings=[{"repeats": 2}, {"repeats": 3, "axis": 1}, {"repeats": [2, 0], "axis": 0},
+                  {"repeats": [1, 0, 2], "axis": 1}, {"repeats": 0, "axis": -1}]),
+    # sorting
+    Row("argsort", ops.argsort, by_dim("argsort"), CUBES, distinct,
+        [{}, {"axis": 0, "descending": True}, {"axis": 1}], smooth=False),
+    Row("sort", values(ops.sort), lambda *a, **s: by_dim("sort")(*a, **s).values,
+        [*CUBES, ((),), ((0,),)], distinct, [{}, {"descending": True}, {"axis": 0}]),
+    Row("sort, indices", indices(ops.sort), lambda *a, **s: by_dim("sort")(*a, **s).indices,
+        [*CUBES, ((),), ((0,),)], distinct, [{}, {"descending": True}, {"axis": 0}], smooth=False),
+    Row("topk", values(ops.topk), lambda *a, **s: by_dim("topk")(*a, **s).values,
+        [((4, 3, 5),), ((3, 4),)], distinct,
+        [{"k": 2}, {"k": 0}, {"k": 3, "axis": 0}, {"k": 3, "axis": 1, "largest": False}]),
+    Row("topk, indices", indices(ops.topk), lambda *a, **s: by_dim("topk")(*a, **s).indices,
+        [((4, 3, 5),), ((3, 4),)], distinct, [{"k": 3}, {"k": 1, "axis": 0, "largest": False}],
+        smooth=False),
     # indexing
+    Row("getitem", lambda a: ops.getitem(a, (0, ..., None)),
+        lambda torch, a: a[0, ..., None], CUBES),
     Row("take", lambda a, i, axis: ops.take(a, i, axis),
         lambda torch, a, i, axis: torch.index_select(a, axis, i), [((3, 4, 3), (5,))],
         (normal, below(3)), [{"axis": 0}, {"axis": 1}, {"axis": -1}]),
@@ -235,9 +438,25 @@ ROWS = [
         lambda torch, a, i, axis: torch.gather(a, axis, i),
         [((3, 3, 3), (3, 3, 3)), ((3, 4, 3), (2, 1, 3))],
         (normal, below(3)), [{"axis": 0}, {"axis": 1}, {"axis": -1}]),
+    Row("scatter_add", lambda a, i, src, axis: ops.scatter_add(a, axis, i, src),
+        added,
+        [((3, 3, 3), (3, 3, 3), (3, 3, 3)), ((3, 4, 3), (2, 1, 3), (3, 2, 3)),
+         ((3, 3, 3), (0, 2, 3), (1, 2, 3))],
+        (normal, below(3), normal), [{"axis": 0}, {"axis": 1}, {"axis": -1}]),
+    Row("scatter_add, of numbers", lambda a, i, src: ops.scatter_add(a, 0, i, src),
+        added,
+        [((), (), ()), ((4,), (0,), (0,)), ((1,), (5,), (7,))], (normal, below(1), normal)),
+    Row("gather, of numbers", lambda a, i: ops.gather(a, 0, i),
+        lambda torch, a, i: torch.gather(a, 0, i), [((), ())], (normal, below(1))),
     Row("take_along_axis", ops.take_along_axis,
         lambda torch, a, i, axis: torch.take_along_dim(a, i, axis), [((3, 4), (3, 2))],
         (normal, below(4)), [{"axis": 1}]),
+    # products by letters
+    Row("dot", ops.dot, "dot", [((3,), (3,)), ((0,), (0,)), ((1,), (1,))]),
+    Row("outer", ops.outer, "outer", [((3,), (4,)), ((1,), (2,)), ((0,), (3,))]),
+    *(Row(f"einsum, {letters}", lambda *a, letters=letters: ops.einsum(letters, *a),
+          lambda torch, *a, letters=letters: torch.einsum(letters, *a), [tuple(shapes)])
+      for letters, *shapes in EINSUMS),
     # what training does most
     Row("linear", ops.linear,
         lambda torch, x, w, b=None: torch.nn.functional.linear(x, w.T, b if b is None else b[0]),
@@ -263,8 +482,13 @@ SMOOTH = [row for row in ROWS if row.smooth and "equal" not in row.name]
 
 def test_every_operator_has_a_row():
     known = {getattr(ops, row.name.partition(",")[0]) for row in ROWS}
-    public = {name: f for name, f in vars(ops).items() if name[0] != "_" and hasattr(f, "rule")}
-    assert len(public) > 40 and not {name for name, f in public.items() if f not in known}
+    public = {name: f for name, f in vars(ops).items() if name[0] != "_" and is_operator(f)}
+    assert len(public) > 100 and not {name for name, f in public.items() if f not in known}
+
+
+def is_operator(f):
+    "Whether `f` is a function of the pages on operators, with a rule of its own or without."
+    return str(getattr(f, "__module__", "")).startswith("minima.operators.") and f is not ops.to
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -383,6 +607,12 @@ def test_an_index_out_of_range_is_an_IndexError_that_names_the_shape(key):
         Tensor(np.zeros((3, 4)))[key]
 
 
+def test_a_single_number_can_be_picked_from_a_single_number():
+    x = Tensor(2.0, requires_grad=True)
+    (x[()] * 3.0).backward()
+    assert x.grad.tolist() == 3.0 == float(grad(x[()] * x, x)[0]) - 1
+
+
 def test_iterating_and_unpacking_keep_gradients():
     x = Tensor([[1.0, 2.0], [3.0, 4.0]], requires_grad=True)
     first, second = x
@@ -398,6 +628,62 @@ def test_writing_into_a_tensor():
     for a, value in [(recorded, 2.0), (x, recorded[0])]:
         with pytest.raises(RuntimeError, match="would lose gradients"):
             a[0] = value
+
+
+# ---- einsum ----
+
+
+@st.composite
+def products_by_letters(draw):
+    "Letters for one to three arrays, with or without a result, and the shapes of the arrays."
+    sizes = dict(zip("abcd", draw(st.tuples(*[st.integers(0, 3)] * 4))))
+    groups = draw(st.lists(st.text("abcd", max_size=4), min_size=1, max_size=3))
+    left = ",".join(groups)
+    if draw(st.booleans()):
+        used = sorted({*left} - {","})
+        left += "->" + "".join(draw(st.permutations(used))[: draw(st.integers(0, 4))])
+    shapes = [tuple(sizes[c] for c in g) for g in groups]
+    stretched = [draw(st.booleans()) and len({*g}) == len(g) for g in groups]
+    return left, [(1,) * len(s) if one else s for s, one in zip(shapes, stretched)]
+
+
+@given(products_by_letters())
+def test_einsum_computes_as_numpy_whatever_the_letters(case):
+    letters, shapes = case
+    arrays = numbers(normal, shapes)
+    y = ops.einsum(letters, *arrays)
+    np.testing.assert_allclose(y.numpy(), np.einsum(letters, *arrays), rtol=1e-12, atol=1e-12)
+
+
+def test_einsum_takes_numpys_other_spelling():
+    a, b = numbers(normal, [(2, 3, 4), (4, 5)])
+    for args in [
+        (a, [0, 1, 2], b, [2, 3], [3, 1, 0]), (a, [5, 30, 2], b, [2, 27]), (a, [..., 1], b, [1, 0]),
+        (a, [..., 0], [0, ...]), (a, [0, 1, 2], []),
+    ]:  # fmt: skip
+        np.testing.assert_allclose(ops.einsum(*args).numpy(), np.einsum(*args), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "letters, shapes, message",
+    [
+        ("ij,jk", [(2, 3)], "speaks of 2 arrays, not 1"),
+        ("ij", [(2, 3), (2,)], "speaks of 1 arrays, not 2"),
+        ("ij,jk", [(2, 3), (4, 5)], "'j' is 3 and 4"),
+        ("ij", [(2,)], "does not fit an array of 1 axes"),
+        ("ij", [(2, 3, 4)], "does not fit an array of 3 axes"),
+        ("i...j", [(2,)], "does not fit an array of 1 axes"),
+        ("ii", [(1, 2)], "no diagonal 'i'"),
+        ("ij->ik", [(2, 3)], "must be in an array"),
+        ("ij->ii", [(2, 3)], "must be in an array"),
+        ("i1", [(2, 3)], "letters, commas"),
+        ("ij->j->i", [(2, 3)], "letters, commas"),
+        ("i....", [(2, 3)], "letters, commas"),
+    ],
+)
+def test_einsum_says_what_makes_no_sense(letters, shapes, message):
+    with pytest.raises(ShapeError, match=message):
+        ops.einsum(letters, *numbers(normal, shapes))
 
 
 # ---- far out ----
@@ -466,7 +752,8 @@ def test_powers_at_zero_and_far_out_are_those_of_torch(dtype, torch):
 
 def test_no_warning_and_no_nan_where_the_answer_is_ordinary():
     with np.errstate(all="raise", under="ignore"):
-        for f in (ops.sigmoid, ops.tanh, ops.relu, ops.gelu, ops.softmax, ops.log_softmax):
+        bends = ops.relu, ops.leaky_relu, ops.softplus, ops.silu, ops.gelu, ops.erf
+        for f in (*bends, ops.sigmoid, ops.tanh, ops.softmax, ops.log_softmax):
             x = Tensor([-1e4, -100.0, 0.0, 100.0, 1e4], requires_grad=True)
             y = f(x)
             y.backward(np.ones(5))
@@ -506,6 +793,36 @@ def test_at_a_kink_the_gradient_is_that_of_torch(ours, theirs, torch):
     vs_torch(ours, getattr(torch, theirs), [np.array([0.0, -0.0, 1.0])], verbose=False)
 
 
+@pytest.mark.parametrize("name", ["leaky_relu", "softplus", "silu", "gelu"])
+def test_at_a_kink_a_bend_is_as_in_torch(name, torch):
+    a = np.array([0.0, -0.0, 20.0, np.nextafter(20.0, 30.0), -20.0])
+    vs_torch(getattr(ops, name), getattr(torch.nn.functional, name), [a], verbose=False)
+
+
+@pytest.mark.parametrize("name", ["floor", "round"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_half_is_rounded_to_the_even_side_and_stairs_are_flat(name, dtype, torch):
+    a = np.array([-2.5, -1.5, -0.5, -0.0, 0.5, 1.5, 2.5, 3.0, 0.49999997, 1e30])
+    vs_torch(getattr(ops, name), getattr(torch, name), [a], dtype=dtype, verbose=False)
+    assert round(Tensor(2.5)).item() == 2 and round(Tensor(0.126), 2).item() == pytest.approx(0.13)
+    assert ops.floor([3]).dtype == ops.round([3]).dtype == "int64"
+
+
+@pytest.mark.parametrize("name", ["expm1", "log1p", "erf"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_next_to_zero_no_digits_are_lost(name, dtype, torch):
+    a = 10.0 ** np.arange(-12, 0.1, 0.25) * [[1], [-0.999]]
+    x = Tensor(a, dtype=dtype)
+    theirs = getattr(torch, name)(torch.tensor(x.numpy())).numpy()
+    ours = getattr(ops, name)(x).numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=6 * np.finfo(dtype).eps)
+
+
+def test_gelu_knows_two_ways():
+    with pytest.raises(ValueError, match="not 'sinh'"):
+        ops.gelu(Tensor([1.0]), approximate="sinh")
+
+
 @pytest.mark.parametrize("limits", [(0.0, 1.0), (None, 0.5), (0.5, None), (1.0, 1.0)])
 def test_at_a_limit_clip_passes_the_gradient_as_torch_does(limits, torch):
     a = np.array([-1.0, 0.0, 0.25, 0.5, 1.0, 2.0])
@@ -519,6 +836,65 @@ def test_the_variance_of_too_few_is_that_of_torch(shape, axis, correction, torch
     settings = {"axis": axis, "correction": correction}
     theirs = lambda x: reduction("var")(torch, x, **settings)
     vs_torch(lambda x: ops.var(x, **settings), theirs, [a], verbose=False)
+
+
+@pytest.mark.parametrize("ord", [0, 0.5, 1, 1.5, 2, 3, np.inf, -np.inf, -1])
+@pytest.mark.parametrize("axis", [None, 1])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_norms_of_zeros_ties_and_infinities_are_those_of_torch(ord, axis, torch):
+    rows = [[2.0, -2.0, 2.0], [0.0, 1.0, -2.0], [0.0, 0.0, 0.0], [1.0, INF, 2.0], [NAN, 0.0, 1.0]]
+    alike = {-1: 1, 2: 5, 3: 5, 1: 4, np.inf: 4}  # how many of the rows have one answer only
+    for row in rows[: alike.get(ord, 3)]:
+        ours = lambda x: ops.norm(x, ord, axis)
+        theirs = lambda x: torch.linalg.vector_norm(x, ord, dim=axis)
+        vs_torch(ours, theirs, [np.array([row])], verbose=False)
+
+
+@pytest.mark.parametrize("row", [[2.0, 2.0], [0.0, 0.0], [1.0, 1.0 + 1e-12], [NAN, 1.0]])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore:.*degrees of freedom")
+def test_the_deviation_of_constants_has_the_gradient_of_torch(row, torch):
+    for a in (np.array([row]), np.array([row[:1]])):
+        vs_torch(lambda x: ops.std(x, 1), lambda x: torch.std(x, 1), [a], rtol=1e-3, verbose=False)
+
+
+@pytest.mark.parametrize("row", [[0.0, 2.0, 3.0], [0.0, 0.0, 3.0], [0.0] * 3, [-0.0, 2.0, NAN]])
+def test_a_product_has_the_gradient_of_torch_whatever_is_zero(row, torch):
+    vs_torch(ops.prod, torch.prod, [np.array(row)], verbose=False)
+    vs_torch(lambda x: ops.prod(x, 0), lambda x: torch.prod(x, 0), [np.array(row)], verbose=False)
+
+
+def test_the_gradient_of_a_product_overflows_only_where_it_must():
+    x = Tensor(np.array([1e200, 1e200, 1e-300]), requires_grad=True)
+    with np.errstate(over="ignore"):
+        (g,) = grad(x.prod(), x)
+    assert g.tolist() == pytest.approx([1e-100, 1e-100, INF])  # PyTorch says inf to all three
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
+@pytest.mark.parametrize("descending", [False, True])
+def test_equal_elements_keep_their_order_when_sorted(dtype, descending, torch):
+    a = np.random.default_rng(0).integers(0, 3, size=(4, 50)).astype(dtype)
+    found = torch.sort(torch.tensor(a), dim=1, descending=descending, stable=True)
+    ours = ops.sort(a, 1, descending)
+    np.testing.assert_array_equal(ours.values.numpy(), found.values.numpy())
+    np.testing.assert_array_equal(ours.indices.numpy(), found.indices.numpy())
+    assert ours.values.dtype == dtype and ours.indices.dtype == "int64"
+    values, indices = Tensor(a).topk(7, 1, descending)
+    sign = -1 if descending else 1
+    first = np.argsort(sign * a.astype(int), axis=1, kind="stable")[:, :7]
+    np.testing.assert_array_equal(indices.numpy(), first)
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_sorting_puts_nan_where_torch_does(descending, torch):
+    a = np.array([1.0, NAN, -INF, 0.0, INF, NAN, -0.0])
+    for f in (torch.sort, torch.argsort):
+        theirs = f(torch.tensor(a), descending=descending, stable=True)
+        ours = getattr(ops, f.__name__)(a, descending=descending)
+        for p, q in zip(ours, theirs) if f is torch.sort else [(ours, theirs)]:
+            np.testing.assert_array_equal(p.numpy(), q.numpy())
+    largest = ops.topk(a, 3, largest=descending).values.numpy()
+    np.testing.assert_array_equal(largest, torch.topk(torch.tensor(a), 3, largest=descending)[0])
 
 
 def test_where_lets_no_infinite_gradient_through_the_other_side():
@@ -564,6 +940,20 @@ OTHERS = {
     "Tensor": Tensor,
     "Tensor with gradient": lambda a: Tensor(a, requires_grad=True),
 }
+
+
+@pytest.mark.parametrize("symbol", ["&", "|", "^"])
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize("make", [mask, below(8)], ids=["masks", "integers"])
+def test_bits_with_an_array_on_either_side_compute_as_numpy(make, other, symbol):
+    a, b = numbers(make, [(3, 3), (3, 3)])
+    o = Tensor(b) if other is OTHERS["Tensor with gradient"] else other(b)
+    for text in (f"x {symbol} o", f"o {symbol} x"):
+        y = eval(text, {"x": Tensor(a), "o": o})
+        np.testing.assert_array_equal(y.numpy(), eval(f"a {symbol} b"))
+        assert type(y) is Tensor and y.dtype == a.dtype
+    with pytest.raises(TypeError, match="bitwise"):
+        eval(f"x {symbol} o", {"x": Tensor([1.0]), "o": Tensor([1.0])})
 
 
 @pytest.mark.parametrize("symbol", [*BINARY, "@", "<", "<=", ">", ">=", "==", "!="])
@@ -628,6 +1018,26 @@ INTEGERS = {
     "to a float power": (lambda i: i**0.5, "default"),
     "softmax": (lambda i: i.softmax(), "default"),
     "logsumexp": (lambda i: i.logsumexp(), "default"),
+    "erf": (lambda i: i.erf(), "default"),
+    "sin": (lambda i: i.sin(), "default"),
+    "softplus": (lambda i: ops.softplus(i), "default"),
+    "silu": (lambda i: ops.silu(i), "default"),
+    "gelu": (lambda i: ops.gelu(i), "default"),
+    "floor": (lambda i: i.floor(), "int64"),
+    "std": (lambda i: i.std(), "default"),
+    "norm": (lambda i: i.norm(), "default"),
+    "norm by sums": (lambda i: i.norm(1), "default"),
+    "norm by counting": (lambda i: i.norm(0), "default"),
+    "norm by the largest": (lambda i: i.norm(np.inf), "default"),
+    "prod": (lambda i: i.prod(), "int64"),
+    "cumsum": (lambda i: i.cumsum(0), "int64"),
+    "cumsum of booleans": (lambda i: (i > 1).cumsum(0), "int64"),
+    "sort": (lambda i: i.sort().values, "int64"),
+    "argsort": (lambda i: i.argsort(), "int64"),
+    "tril": (lambda i: i.reshape(3, 1).tril(), "int64"),
+    "scatter_add": (lambda i: i.scatter_add(0, i - 1, i), "int64"),
+    "pad": (lambda i: ops.pad(i, 1), "int64"),
+    "invert": (lambda i: ~i, "int64"),
     "add": (lambda i: i + 1, "int64"),
     "to an integer power": (lambda i: i**2, "int64"),
     "sum": (lambda i: i.sum(), "int64"),
@@ -699,6 +1109,35 @@ METHODS = {
     "neg": (lambda x: -x, np.negative),
     "tanh": (lambda x: x.tanh(), np.tanh),
     "softmax": (lambda x: x.softmax(0), lambda a: np.exp(a) / np.exp(a).sum(0)),
+    "sin": (lambda x: x.sin(), np.sin),
+    "round": (lambda x: round(x, 1), lambda a: np.round(a, 1)),
+    "std": (lambda x: x.std((0, 1)), lambda a: a.std((0, 1), ddof=1)),
+    "prod": (lambda x: x.prod(1), lambda a: a.prod(1)),
+    "cumsum": (lambda x: x.cumsum(1), lambda a: a.cumsum(1)),
+    "norm": (lambda x: x.norm(3, 1), lambda a: (np.abs(a) ** 3).sum(1) ** (1 / 3)),
+    "any": (lambda x: (x > 1).any(0), lambda a: (a > 1).any(0)),
+    "all": (lambda x: (x > -1).all(), lambda a: (a > -1).all()),
+    "logic": (lambda x: (x > 0).logical_and(x < 1), lambda a: (a > 0) & (a < 1)),
+    "flatten": (lambda x: x.flatten(1), lambda a: a.reshape(2, 12)),
+    "unsqueeze": (lambda x: x.unsqueeze(1), lambda a: a[:, None]),
+    "permute(spread)": (lambda x: x.permute(2, 0, 1), lambda a: a.transpose(2, 0, 1)),
+    "permute(tuple)": (lambda x: x.permute((0, 2, 1)), lambda a: a.transpose(0, 2, 1)),
+    "flip(spread)": (lambda x: x.flip(0, 2), lambda a: a[::-1, :, ::-1]),
+    "flip(one)": (lambda x: x.flip(1), lambda a: a[:, ::-1]),
+    "roll": (lambda x: x.roll(1, 2), lambda a: np.roll(a, 1, 2)),
+    "split": (lambda x: x.split(2, 2)[1], lambda a: a[..., 2:]),
+    "chunk": (lambda x: x.chunk(2)[0], lambda a: a[:1]),
+    "tile(spread)": (lambda x: x.tile(2, 1), lambda a: np.tile(a, (2, 1))),
+    "repeat(spread)": (lambda x: x.repeat(2, 1, 1), lambda a: np.tile(a, (2, 1, 1))),
+    "repeat_interleave": (lambda x: x.repeat_interleave(2, 1), lambda a: a.repeat(2, 1)),
+    "tril": (lambda x: x.tril(1), lambda a: np.tril(a, 1)),
+    "triu": (lambda x: x.triu(), np.triu),
+    "sort": (lambda x: x.sort(0).values, lambda a: np.sort(a, 0)),
+    "argsort": (lambda x: x.argsort(0, True), lambda a: np.argsort(-a, 0)),
+    "topk": (lambda x: x.topk(1)[0], lambda a: a.max(-1, keepdims=True)),
+    "dot": (lambda x: x[0, 0].dot(x[1, 2]), lambda a: a[0, 0] @ a[1, 2]),
+    "outer": (lambda x: x[0, 0].outer(x[:, 0, 0]), lambda a: np.outer(a[0, 0], a[:, 0, 0])),
+    "scatter_add": (lambda x: x.scatter_add(0, [[[1]]], [[[0.0]]]), lambda a: a),
     "matmul": (lambda x: x.matmul(x.swapaxes(1, 2)), lambda a: a @ a.swapaxes(1, 2)),
 }  # fmt: skip
 
@@ -756,10 +1195,22 @@ MISFITS = {
     "matmul": (lambda a, b: a @ b, r"matmul\(\(2, 3\), \(4,\)\): the inner sizes .* 3 and 4"),
     "matmul of a number": (lambda a, b: a @ Tensor(2.0), r"matmul\(\(2, 3\), \(\)\).*use \*"),
     "reshape": (lambda a, b: a.reshape(4), r"reshape\(\(2, 3\)\)"),
+    "flatten": (lambda a, b: a.flatten(1, 0), r"flatten: axis 1 comes after axis 0"),
+    "permute": (lambda a, b: a.permute(0), r"permute\(\(2, 3\)\)"),
+    "tril": (lambda a, b: b.tril(), r"tril\(\(4,\)\): a triangle needs"),
+    "split": (lambda a, b: b.split([1, 2]), r"split: \[1, 2\] do not add up to 4"),
+    "split by nothing": (lambda a, b: b.split(0), r"must be positive"),
+    "repeat": (lambda a, b: a.repeat(2), r"repeat: \(2,\) says nothing about .* tile"),
+    "pad": (lambda a, b: ops.pad(a, ((1, 1),) * 3), r"pad\(\(2, 3\)\)"),
+    "topk": (lambda a, b: b.topk(5), r"topk: there are 4 elements"),
+    "scatter_add": (lambda a, b: b.scatter_add(0, [[0]], [[1.0]]), r"scatter_add: indices"),
+    "scatter_add of few": (lambda a, b: b.scatter_add(0, [0, 0], [1.0]), r"\(1,\) are fewer"),
     "broadcast_to": (lambda a, b: b.broadcast_to((2, 3)), r"broadcast_to\(\(4,\)\)"),
     "concat": (lambda a, b: ops.concat([a, a.T]), r"concat\(\(2, 3\), \(3, 2\)\)"),
     "linear": (lambda a, b: ops.linear(a, np.ones((4, 2))), r"linear\(\(2, 3\), \(4, 2\)"),
     "gather": (lambda a, b: ops.gather(a, 0, [0]), "as many axes"),
+    "dot": (lambda a, b: b.dot(a), r"dot takes two vectors; .* \(4,\) and \(2, 3\)"),
+    "outer": (lambda a, b: a.outer(b), r"outer takes two vectors"),
     "where": (lambda a, b: ops.where(a > 0, a, b), r"where\(\(2, 3\), \(2, 3\), \(4,\)\)"),
 }
 
