@@ -14,7 +14,7 @@ Schedules that need more than a recurrence.
 
 What holds for all schedules holds here, too: the rates are PyTorch's, step for step, group by
 group; so is momentum. Where schedules made of schedules are nested, each begins at its step 0 when
-its turn comes; PyTorch raises an error, or begins one step too late.
+its turn comes; PyTorch raises an error, or is one step ahead.
 
 What is left out: warm restarts, the cycles of `CyclicLR`.
 """

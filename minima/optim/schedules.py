@@ -200,6 +200,8 @@ class LambdaLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def rate(self, i, lr, t, first):
+        if i >= len(self.lr_lambdas):
+            raise ValueError(f"group {i} was added later: append its function to `lr_lambdas`")
         return self.base_lrs[i] * self.lr_lambdas[i](t)
 
     def state_dict(self):
