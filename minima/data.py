@@ -25,7 +25,6 @@ What is left out: worker processes, data sets without a length.
 """
 
 # %% ../nbs/22_data.ipynb #7df491c5
-from importlib.resources import files
 from math import ceil, pi
 from operator import index
 
@@ -170,6 +169,8 @@ def digits(
     split=None,  # `"train"` (1433 images), `"test"` (364), or None for all 1797
 ) -> TensorDataset:
     "Handwritten digits, (64,) float32 in [0, 1], with int64 labels. Alpaydin and Kaynak 1998, UCI."
+    from importlib.resources import files  # slow to import
+
     if split not in (None, "train", "test"):
         raise ValueError(f"digits come as 'train', 'test' or None for all; got {split!r}")
     with files("minima").joinpath("datasets/digits.npz").open("rb") as file:
