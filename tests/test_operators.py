@@ -903,6 +903,13 @@ def test_where_lets_no_infinite_gradient_through_the_other_side():
     assert x.grad.tolist() == [1.0, 0.0]
 
 
+@pytest.mark.parametrize("axis", [1, -2, (0, 1)])
+@pytest.mark.parametrize("name", ["mean", "max", "prod", "norm", "softmax", "cumsum", "sort"])
+def test_a_single_number_has_no_further_axis(name, axis):
+    with pytest.raises((IndexError, TypeError)):
+        getattr(ops, name)(3.0, axis=axis)
+
+
 # ---- dtypes ----
 
 
@@ -1199,6 +1206,8 @@ MISFITS = {
     "permute": (lambda a, b: a.permute(0), r"permute\(\(2, 3\)\)"),
     "tril": (lambda a, b: b.tril(), r"tril\(\(4,\)\): a triangle needs"),
     "split": (lambda a, b: b.split([1, 2]), r"split: \[1, 2\] do not add up to 4"),
+    "chunk": (lambda a, b: b.chunk(0), r"chunk: 0 pieces"),
+    "repeat_interleave": (lambda a, b: b.repeat_interleave([1, 2]), r"2 numbers for 4 elements"),
     "split by nothing": (lambda a, b: b.split(0), r"must be positive"),
     "repeat": (lambda a, b: a.repeat(2), r"repeat: \(2,\) says nothing about .* tile"),
     "pad": (lambda a, b: ops.pad(a, ((1, 1),) * 3), r"pad\(\(2, 3\)\)"),

@@ -174,6 +174,7 @@ def prod(xp, a, *, axis=None, keepdims=False):
 @op
 def cumsum(xp, a, *, axis=None):
     "Running sums along `axis`, an int; None flattens the array first."
+    axis = _along(axis, a)
     rows = a if a.ndim and axis is not None else xp.reshape(a, (-1,))
     along = _axes(axis, a.ndim)[0] if rows is a else 0
     y = xp.cumsum(rows, axis=along)

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['reshape', 'flatten', 'permute', 'transpose', 'swapaxes', 'squeeze', 'expand_dims', 'flip', 'roll', 'broadcast_to',
-           'astype', 'concat', 'stack', 'pad', 'tril', 'triu', 'split', 'chunk', 'tile', 'repeat', 'repeat_interleave',
-           'getitem', 'take', 'gather', 'scatter_add', 'take_along_axis', 'argsort', 'Ordered', 'sort', 'topk', 'to']
+           'astype', 'concat', 'stack', 'pad', 'tril', 'triu', 'getitem', 'take', 'gather', 'scatter_add',
+           'take_along_axis', 'split', 'chunk', 'tile', 'repeat', 'repeat_interleave', 'argsort', 'Ordered', 'sort',
+           'topk', 'to']
 
 # %% ../../nbs/05_shapes.ipynb #4be46acb
 __doc__ = """
@@ -54,6 +55,14 @@ def flatten(
 def _tensor(a):
     "`a` as a Tensor; itself if it is one already."
     return a if isinstance(a, Tensor) else Tensor(a)
+
+
+def _axis(axis, ndim):
+    "`axis`, one int, counted from 0. Raises IndexError for a number, which has none to cut."
+    found = _axes(int(axis), ndim)
+    if not found:
+        raise IndexError("a single number has no axis")
+    return found[0]
 
 
 @op
@@ -166,84 +175,6 @@ def _check_matrix(a):
     if a.ndim < 2:
         raise ShapeError(f"a triangle needs at least two axes; this shape is {a.shape}")
 
-# %% ../../nbs/05_shapes.ipynb #75a5c9f5
-# ---- cutting and repeating ----
-
-
-def split(
-    a,  # the tensor to cut
-    size,  # the size of each piece but the last, or a sequence with the size of each
-    axis=0,  # the axis that is cut
-):
-    "Consecutive pieces of `a` along `axis`, as a tuple. Raises ShapeError for sizes that misfit."
-    a = _tensor(a)
-    before = (slice(None),) * _axis(axis, a.ndim)
-    n = a.shape[len(before)]
-    if isinstance(size, int):
-        if size <= 0:
-            raise ShapeError(f"split: the size of a piece must be positive, not {size}")
-        size = [min(size, n - i) for i in range(0, n, size)] or [0]
-    if sum(size) != n or min(size, default=0) < 0:
-        raise ShapeError(f"split: {list(size)} do not add up to {n}, the size of axis {axis}")
-    stops = accumulate(size)
-    return tuple(getitem(a, (*before, slice(i - m, i))) for m, i in zip(size, stops))
-
-
-def chunk(
-    a,  # the tensor to cut
-    chunks,  # how many pieces; there may be fewer if they cannot be equal
-    axis=0,  # the axis that is cut
-):
-    "`chunks` consecutive pieces of `a` along `axis`, as equal as whole sizes go, as a tuple."
-    a = _tensor(a)
-    n = a.shape[_axis(axis, a.ndim)]
-    return split(a, -(-n // chunks), axis) if n else split(a, [0] * chunks, axis)
-
-
-def _axis(axis, ndim):
-    "`axis`, one int, counted from 0. Raises IndexError for a number, which has none to cut."
-    found = _axes(int(axis), ndim)
-    if not found:
-        raise IndexError("a single number has no axis")
-    return found[0]
-
-
-def tile(
-    a,  # the tensor to copy
-    reps,  # how often along each axis, the last ones last; more of them make new axes in front
-):
-    "The whole of `a` side by side with itself, `reps` times."
-    a, reps = _tensor(a), (reps,) if isinstance(reps, int) else tuple(reps)
-    reps = (1,) * (a.ndim - len(reps)) + reps
-    shape = (1,) * (len(reps) - a.ndim) + a.shape
-    apart = reshape(a, tuple(m for n in shape for m in (1, n)))
-    copies = broadcast_to(apart, tuple(m for pair in zip(reps, shape) for m in pair))
-    return reshape(copies, tuple(r * n for r, n in zip(reps, shape)))
-
-
-def repeat(
-    a,  # the tensor to copy
-    reps,  # how often along each axis, of which there must be as many as `a` has, or more
-):
-    "`tile`, as PyTorch calls it; it insists on an answer for every axis. Raises ShapeError."
-    a, reps = _tensor(a), (reps,) if isinstance(reps, int) else tuple(reps)
-    if len(reps) < a.ndim:
-        raise ShapeError(f"repeat: {reps} says nothing about some axes of {a.shape}; see tile")
-    return tile(a, reps)
-
-
-def repeat_interleave(
-    a,  # the tensor whose elements are repeated
-    repeats,  # how often each, or a sequence with a number for each
-    axis=None,  # along which axis; None flattens `a` first
-):
-    "Each element of `a` (or each slice along `axis`) several times in a row: NumPy's `repeat`."
-    a = _tensor(a)
-    a, axis = (reshape(a, (-1,)), 0) if axis is None else (a, _axis(axis, a.ndim))
-    xp = backend_of(a.array).xp
-    repeats = repeats.tolist() if hasattr(repeats, "tolist") else repeats
-    return take(a, xp.repeat(xp.arange(a.shape[axis]), repeats), axis)
-
 # %% ../../nbs/05_shapes.ipynb #d3e5da03
 # ---- indexing ----
 
@@ -349,6 +280,80 @@ def take_along_axis(a, indices, axis):
     "`gather`, with NumPy's name and order of arguments."
     return gather(a, axis, indices)
 
+# %% ../../nbs/05_shapes.ipynb #75a5c9f5
+# ---- cutting and repeating ----
+
+
+def split(
+    a,  # the tensor to cut
+    size,  # the size of each piece but the last, or a sequence with the size of each
+    axis=0,  # the axis that is cut
+):
+    "Consecutive pieces of `a` along `axis`, as a tuple. Raises ShapeError for sizes that misfit."
+    a = _tensor(a)
+    before = (slice(None),) * _axis(axis, a.ndim)
+    n = a.shape[len(before)]
+    if isinstance(size, int):
+        if size <= 0:
+            raise ShapeError(f"split: the size of a piece must be positive, not {size}")
+        size = [min(size, n - i) for i in range(0, n, size)] or [0]
+    if sum(size) != n or min(size, default=0) < 0:
+        raise ShapeError(f"split: {list(size)} do not add up to {n}, the size of axis {axis}")
+    stops = accumulate(size)
+    return tuple(getitem(a, (*before, slice(i - m, i))) for m, i in zip(size, stops))
+
+
+def chunk(
+    a,  # the tensor to cut
+    chunks,  # how many pieces; there may be fewer if they cannot be equal
+    axis=0,  # the axis that is cut
+):
+    "`chunks` consecutive pieces of `a` along `axis`, as equal as whole sizes go, as a tuple."
+    a = _tensor(a)
+    n = a.shape[_axis(axis, a.ndim)]
+    if chunks <= 0:
+        raise ShapeError(f"chunk: {chunks} pieces cannot be cut")
+    return split(a, -(-n // chunks), axis) if n else split(a, [0] * chunks, axis)
+
+
+def tile(
+    a,  # the tensor to copy
+    reps,  # how often along each axis, the last ones last; more of them make new axes in front
+):
+    "The whole of `a` side by side with itself, `reps` times."
+    a, reps = _tensor(a), (reps,) if isinstance(reps, int) else tuple(reps)
+    reps = (1,) * (a.ndim - len(reps)) + reps
+    shape = (1,) * (len(reps) - a.ndim) + a.shape
+    apart = reshape(a, tuple(m for n in shape for m in (1, n)))
+    copies = broadcast_to(apart, tuple(m for pair in zip(reps, shape) for m in pair))
+    return reshape(copies, tuple(r * n for r, n in zip(reps, shape)))
+
+
+def repeat(
+    a,  # the tensor to copy
+    reps,  # how often along each axis, of which there must be as many as `a` has, or more
+):
+    "`tile`, as PyTorch calls it; it insists on an answer for every axis. Raises ShapeError."
+    a, reps = _tensor(a), (reps,) if isinstance(reps, int) else tuple(reps)
+    if len(reps) < a.ndim:
+        raise ShapeError(f"repeat: {reps} says nothing about some axes of {a.shape}; see tile")
+    return tile(a, reps)
+
+
+def repeat_interleave(
+    a,  # the tensor whose elements are repeated
+    repeats,  # how often each, or a sequence with a number for each
+    axis=None,  # along which axis; None flattens `a` first
+):
+    "Each element of `a` (or each slice along `axis`) several times in a row: NumPy's `repeat`."
+    a = _tensor(a)
+    a, axis = (reshape(a, (-1,)), 0) if axis is None else (a, _axis(axis, a.ndim))
+    xp = backend_of(a.array).xp
+    repeats = repeats.tolist() if hasattr(repeats, "tolist") else repeats
+    if not isinstance(repeats, int) and len(repeats) not in (1, a.shape[axis]):
+        raise ShapeError(f"repeat_interleave: {len(repeats)} numbers for {a.shape[axis]} elements")
+    return take(a, xp.repeat(xp.arange(a.shape[axis]), repeats), axis)
+
 # %% ../../nbs/05_shapes.ipynb #fcc7a395
 # ---- sorting ----
 
@@ -357,6 +362,7 @@ def take_along_axis(a, indices, axis):
 def argsort(xp, a, *, axis=-1, descending=False):
     "The indices along `axis` that put `a` in order; equal elements keep theirs, nan is largest."
     if not a.ndim:
+        _axes(axis, a.ndim)  # raises IndexError for what is no axis
         return xp.argsort(xp.reshape(a, (1,)))[0]
     if not descending:
         return xp.argsort(a, axis=axis, kind="stable")
