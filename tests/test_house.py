@@ -385,7 +385,7 @@ def test_notebooks_are_readable_pages():
         ({"source": ["# Title\n", "\n", "> subtitle\n", "x" * MOST_BYTES]}, "bytes"),
         ({"text": ["  7%|7  | 3/40 [00:01<00:20]"]}, "7%|"),
         ({"text": ["Wall time: 3 ms"]}, "Wall time"),
-        ({"text": ["File /tmp/x.py, line 3"]}, "/tmp/x.py"),
+        ({"text": ["File /home/x.py, line 3"]}, "/home/x.py"),
     ],
 )
 def test_the_page_check_finds(change, fault, tmp_path):

@@ -139,8 +139,7 @@ def flatten(
     first, last = _axis("Flatten", x, start_dim), _axis("Flatten", x, end_dim)
     if first > last:
         raise RuntimeError(f"Flatten got start_dim {start_dim} after end_dim {end_dim}, {x.shape}")
-    joined = prod(x.shape[first : last + 1])
-    return ops.reshape(x, shape=(*x.shape[:first], joined, *x.shape[last + 1 :]))
+    return ops.flatten(x, first, last)
 
 # %% ../../nbs/12_functional.ipynb #add23e88
 # ---- normalising ----
