@@ -189,10 +189,22 @@ def _unique(pairs):
     return found
 
 
+def _check_nesting(text):
+    "Raise ValueError if brackets outside of strings nest deeper than in any header: 3, and more."
+    import re
+
+    depth = 0
+    for token in re.finditer(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', text, re.DOTALL):
+        depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(token[0], 0)
+        if depth > 16:
+            raise ValueError("the header is nested too deeply to be one")
+
+
 def _parsed(text):
     "The header as a dict. Raises ValueError unless it is a JSON object in UTF-8."
     import json
 
+    _check_nesting(text)  # a parser would go down, and take memory at each level
     try:
         text = text.decode()
         header = json.loads(text, object_pairs_hook=_unique)
