@@ -210,8 +210,6 @@ def _parsed(text):
         header = json.loads(text, object_pairs_hook=_unique)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"the header is not JSON in UTF-8: {error}") from None
-    except RecursionError:
-        raise ValueError("the header is nested too deeply to be one") from None
     if not isinstance(header, dict):
         raise ValueError(f"the header is no JSON object, but {short(header)}")
     if "\\u" in text:
