@@ -6,6 +6,7 @@ in `nbs/`; read them in order. This file only names what is public, and is writt
 
 __version__ = "0.1.0"
 
+from minima import autograd  # isort: skip - first, since operators and it lean on each other
 from minima import operators  # isort: skip - gives Tensors their methods
 from minima import data, init, nn, optim, random, serialization, testing
 from minima.autograd import (
@@ -26,6 +27,7 @@ __all__ = [
     "Device",
     "Generator",
     "Tensor",
+    "autograd",
     "cpu",
     "cuda",
     "data",

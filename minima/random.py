@@ -38,7 +38,7 @@ from threading import Lock
 
 import numpy as np
 
-from .autograd import ShapeError
+from .autograd.tape import ShapeError
 from .backend import get_default_dtype
 
 # %% ../nbs/10_random.ipynb #f8a02972

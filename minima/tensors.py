@@ -57,6 +57,7 @@ class Tensor:
         "array",
         "grad",
         "requires_grad",
+        "_hooks",
         "_order",
         "_edges",
         "_rule",
@@ -76,7 +77,7 @@ class Tensor:
         requires_grad=False,  # whether gradients are wanted
     ):
         self.array = as_array(data, device, dtype)
-        self.grad, self._order, self._edges = None, -1, ()
+        self.grad, self._hooks, self._order, self._edges = None, None, -1, ()
         self.requires_grad = False
         self.requires_grad_(requires_grad)
 
@@ -217,6 +218,7 @@ def wrap(array) -> Tensor:
     t.array = array
     t.grad = None
     t.requires_grad = False
+    t._hooks = None
     t._order = -1
     t._edges = ()
     return t
@@ -225,7 +227,8 @@ def wrap(array) -> Tensor:
 def _revived(cls, array, requires_grad, grad) -> Tensor:
     "The tensor that was taken apart by `__reduce__`."
     t = _new(cls)
-    t.array, t.requires_grad, t.grad, t._order, t._edges = array, requires_grad, grad, -1, ()
+    t.array, t.requires_grad, t.grad = array, requires_grad, grad
+    t._hooks, t._order, t._edges = None, -1, ()
     return t
 
 

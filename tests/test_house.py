@@ -26,9 +26,10 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A module imports only from modules above it. `minima` is the package's own __init__.py.
 ORDER = """
-    backend tensors autograd
+    backend tensors autograd.tape autograd.reverse
     operators.elementwise operators.reductions operators.shapes operators.products operators
-    random testing init
+    autograd.functional random autograd.checkpointing autograd.anomaly autograd
+    testing init
     nn.module nn.functional nn.layers nn.normalization nn.dropout nn.losses nn
     optim.optimizers optim.adaptive optim.clipping optim.schedules optim.policies optim
     data serialization trainer algorithms* functional

@@ -19,7 +19,7 @@ that namespace: rules read on Tensors give derivatives of derivatives.
 # %% ../../nbs/08_operators.ipynb #b887bd1d
 import sys
 
-from ..autograd import Tensor, wrap
+from ..autograd.tape import Tensor, wrap, wrote
 from ..backend import backend_of
 from minima.operators.elementwise import (
     abs,
@@ -249,6 +249,7 @@ def _setitem(self, key, value):
         k.array if isinstance(k, Tensor) else k for k in (key if isinstance(key, tuple) else (key,))
     )
     self.array[key] = value.array if isinstance(value, Tensor) else value
+    wrote(self.array, "writing by index")
 
 
 Tensor.__setitem__ = _setitem

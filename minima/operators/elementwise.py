@@ -22,7 +22,7 @@ PyTorch's. Inside this module `abs` and `round` are ours, not Python's.
 # %% ../../nbs/04_elementwise.ipynb #ee964bc7
 from math import factorial, pi
 
-from ..autograd import op
+from ..autograd.tape import op
 
 # %% ../../nbs/04_elementwise.ipynb #7ea6f931
 # ---- arithmetic ----

@@ -18,7 +18,7 @@ where the composition would overflow.
 import string
 from math import prod
 
-from ..autograd import ShapeError, op
+from ..autograd.tape import ShapeError, op
 from .elementwise import multiply
 from .reductions import summation
 from .shapes import _tensor, getitem, permute, reshape

@@ -19,7 +19,7 @@ With `keepdims` the reduced axes stay, with size 1. Inside this module `max`, `m
 # %% ../../nbs/05_reductions.ipynb #447142c3
 import math
 
-from ..autograd import Tensor, op
+from ..autograd.tape import Tensor, op
 from ..backend import backend_of, get_default_dtype
 from .elementwise import abs, sign
 

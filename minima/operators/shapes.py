@@ -21,7 +21,7 @@ from itertools import accumulate
 from math import prod
 from typing import NamedTuple
 
-from ..autograd import ShapeError, Tensor, op
+from ..autograd.tape import ShapeError, Tensor, op
 from ..backend import Device, backend_of
 from .elementwise import add
 from .reductions import _axes

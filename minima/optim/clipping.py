@@ -23,7 +23,7 @@ from warnings import warn
 
 import numpy as np
 
-from ..autograd import Tensor, wrap
+from ..autograd import Tensor, wrap, wrote
 from ..backend import backend_of
 
 # %% ../../nbs/26_clipping.ipynb #6ac733d7
@@ -97,6 +97,7 @@ def clip_grad_norm_(
         for g in gradients:
             home = backend_of(g)
             home.xp.multiply(g, home.device_of(g).put(factor, g.dtype), out=g)
+            wrote(g, "clip_grad_norm_()")
     return wrap(total)
 
 # %% ../../nbs/26_clipping.ipynb #b8ce6be9
@@ -107,3 +108,4 @@ def clip_grad_value_(
     "Bound each number in the gradients by `clip_value`, above and below, in place."
     for g in _gradients(parameters, clip_value, "clip_value"):
         backend_of(g).xp.clip(g, -clip_value, clip_value, out=g)
+        wrote(g, "clip_grad_value_()")

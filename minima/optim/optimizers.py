@@ -28,7 +28,7 @@ sparse gradients.
 # %% ../../nbs/24_optimizers.ipynb #309b0731
 from math import sqrt
 
-from ..autograd import Tensor, tensor
+from ..autograd import Tensor, tensor, wrote
 from ..backend import backend_of
 
 # %% ../../nbs/24_optimizers.ipynb #fa10b473
@@ -181,6 +181,7 @@ class Optimizer:
             for p in group["params"]:
                 if p.grad is not None:
                     self.update(p.array, p.grad.array, self.state.setdefault(p, {}), group)
+                    wrote(p.array, "an optimizer's step()")
 
     def zero_grad(self):
         "Forget all gradients."
