@@ -14,10 +14,15 @@ from minima.autograd import (
     enable_grad,
     from_dlpack,
     grad,
+    hessian,
+    hvp,
     is_grad_enabled,
+    jacobian,
+    jvp,
     no_grad,
     op,
     tensor,
+    vjp,
 )
 from minima.backend import Device, cpu, cuda, get_default_dtype, set_default_dtype
 from minima.random import Generator, manual_seed
@@ -35,8 +40,12 @@ __all__ = [
     "from_dlpack",
     "get_default_dtype",
     "grad",
+    "hessian",
+    "hvp",
     "init",
     "is_grad_enabled",
+    "jacobian",
+    "jvp",
     "load",
     "manual_seed",
     "nn",
@@ -50,4 +59,5 @@ __all__ = [
     "set_default_dtype",
     "tensor",
     "testing",
+    "vjp",
 ]

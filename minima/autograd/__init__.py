@@ -1,5 +1,9 @@
 """Automatic differentiation: what is recorded, the walk back over it, and what is made of the two."""
 
+from . import tape  # isort: skip - first, since operators lean on it
+from . import functional
+from .functional import hessian, hvp, jacobian, jvp, vjp
+from .reverse import HookHandle, backward, grad
 from .tape import (
     ShapeError,
     Tensor,
@@ -13,7 +17,6 @@ from .tape import (
     wrap,
     wrote,
 )
-from .reverse import HookHandle, backward, grad  # isort: skip - operators need these two
 
 __all__ = [
     "HookHandle",
@@ -23,11 +26,17 @@ __all__ = [
     "backward",
     "enable_grad",
     "from_dlpack",
+    "functional",
     "grad",
+    "hessian",
+    "hvp",
     "is_grad_enabled",
+    "jacobian",
+    "jvp",
     "no_grad",
     "op",
     "tensor",
+    "vjp",
     "wrap",
     "wrote",
 ]
