@@ -2,6 +2,7 @@
 
 from . import tape  # isort: skip - first, since operators lean on it
 from . import functional
+from .checkpointing import checkpoint
 from .functional import hessian, hvp, jacobian, jvp, vjp
 from .reverse import HookHandle, backward, grad
 from .tape import (
@@ -24,6 +25,7 @@ __all__ = [
     "Tensor",
     "as_array",
     "backward",
+    "checkpoint",
     "enable_grad",
     "from_dlpack",
     "functional",

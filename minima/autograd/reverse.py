@@ -51,6 +51,7 @@ def backward(
     cotangents = {id(output): _first_cotangent(output, gradient, create_graph)}
     history = _history([output])
     _walk_back(history, cotangents, create_graph, retain_graph)
+    _arrive(history, cotangents)
     for t in reversed(history):
         if t._order >= 0:
             break  # only leaves up to here
@@ -100,11 +101,11 @@ def _walk_back(
     oldest = next((t._order for t in reversed(history) if t._order >= since), since)
     notes = _written_since(oldest)  # usually none
     for t in history:
+        if t._order < since:
+            break  # only leaves from here on
         key = id(t)
         if t._hooks is not None:
             cotangents[key] = t._hooks(t, cotangents[key])
-        if t._order < since:
-            continue  # only leaves from here on
         g = take(key)
         if notes:
             _check_unwritten(t, notes, create_graph)
@@ -119,6 +120,15 @@ def _walk_back(
             key = id(a)
             so_far = get(key)
             cotangents[key] = ga if so_far is None else so_far + ga
+
+
+def _arrive(history, cotangents):
+    "Show the cotangents of the leaves to their hooks, now that they are complete."
+    for t in reversed(history):
+        if t._order >= 0:
+            break
+        if t._hooks is not None:
+            cotangents[id(t)] = t._hooks(t, cotangents[id(t)])
 
 
 def _read_again(t):
@@ -307,6 +317,7 @@ def grad(
         cotangents[id(t)] = cotangents[id(t)] + g if id(t) in cotangents else g
     history = _history({id(t): t for t in outputs}.values())
     _walk_back(history, cotangents, create_graph, retain_graph, keep={id(t) for t in inputs})
+    _arrive(history, cotangents)
     unused = [i for i, t in enumerate(inputs) if id(t) not in cotangents]
     if unused and not allow_unused:
         raise RuntimeError(f"inputs {unused} were not used; allow_unused=True gives None for them")
