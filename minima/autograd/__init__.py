@@ -2,6 +2,7 @@
 
 from . import tape  # isort: skip - first, since operators lean on it
 from . import functional
+from .anomaly import detect_anomaly
 from .checkpointing import checkpoint
 from .functional import hessian, hvp, jacobian, jvp, vjp
 from .reverse import HookHandle, backward, grad
@@ -26,6 +27,7 @@ __all__ = [
     "as_array",
     "backward",
     "checkpoint",
+    "detect_anomaly",
     "enable_grad",
     "from_dlpack",
     "functional",
