@@ -11,11 +11,11 @@ __doc__ = """
 The array libraries that minima can compute with.
 
 Everything above this module speaks to an array library through one object, a `Backend`: its
-namespace `xp` (NumPy's names), its array type, and three ways for data to come and go. A backend
-is found in two ways: by the *type* of an array that is already there (`backend_of`), and by the
-*name* of a device that somebody asks for (`Device("cpu")`). NumPy is built in; any other package
-may offer one through the entry-point group `minima.backends`, and is imported only when its
-device is first used.
+namespace `xp` (NumPy's names), its array type, and a few methods for what a namespace does not
+say: how data come and go, and how arrays pick and add. A backend is found in two ways: by the
+*type* of an array that is already there (`backend_of`), and by the *name* of a device that somebody
+asks for (`Device("cpu")`). NumPy is built in; any other package may offer one through the
+entry-point group `minima.backends`, and is imported only when its device is first used.
 
 What is left out: no unified memory, no implicit transfers. An array moves when somebody says
 `.to(device)`.
@@ -71,6 +71,10 @@ class Backend:
         "`array` as a NumPy array, without a copy where that is possible."
         return np.asarray(array)
 
+    def get_at(self, array, key):
+        "The elements of `array` that `key`, a tuple with arrays of indices or masks, picks."
+        return array[key]
+
     def add_at(self, array, key, values):
         "Add `values` to `array` in place where `key` points, once for each time it points there."
         self.xp.add.at(array, key, values)
@@ -79,9 +83,13 @@ class Backend:
         "`array` (or one of this library's scalars) again, in memory of its own."
         return self.xp.array(array, copy=True)
 
+    def numpy_dtype(self, dtype):
+        "`dtype`, this library's or NumPy's, as NumPy's."
+        return np.dtype(dtype)
+
     def is_floating(self, dtype):
         "Whether `dtype` can hold a gradient."
-        return np.dtype(dtype).kind == "f"
+        return self.numpy_dtype(dtype).kind == "f"
 
     def device_of(self, array):
         "The `Device` on which `array` lives."
@@ -90,7 +98,8 @@ class Backend:
     def check_indices(self, array, size):
         "Raise IndexError unless all of `array` is in [0, size); may skip it where reading is slow."
         if array.size and not (0 <= self.xp.min(array) and self.xp.max(array) < size):
-            wrong = array[(array < 0) | (array >= size)].reshape(-1)[0]
+            here = self.to_numpy(array)
+            wrong = here[(here < 0) | (here >= size)][0]
             raise IndexError(f"index {wrong} is out of range: expected 0 to {size - 1}")
 
     def __repr__(self):

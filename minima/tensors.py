@@ -100,8 +100,10 @@ class Tensor:
 
     @property
     def dtype(self):
-        "The type of the elements."
-        return self.array.dtype
+        "The type of the elements, as NumPy names it."
+        dtype = self.array.dtype
+        is_numpys = isinstance(dtype, np.dtype)
+        return dtype if is_numpys else backend_of(self.array).numpy_dtype(dtype)
 
     @property
     def device(self) -> Device:
@@ -264,7 +266,8 @@ def _operand(a, like):
         return a.item()
     home, array = backend_of(like), as_array(a)
     if array.dtype.kind == "f" and home.is_floating(like.dtype) and not hasattr(a, "__array__"):
-        array = as_array(a, dtype=like.dtype)  # a list of floats is as exact as its neighbour
+        dtype = home.numpy_dtype(like.dtype)  # a list of floats is as exact as its neighbour
+        array = as_array(a, dtype=dtype)
     return home.device_of(like).put(array)
 
 

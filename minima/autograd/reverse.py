@@ -165,7 +165,8 @@ def _unbroadcast(g, like):
         raise RuntimeError(f"a pullback returned shape {g.shape} for an argument of shape {shape}")
     if extra:
         g = xp.reshape(g, shape)
-    return g if g.dtype == like.dtype else xp.astype(xp.asarray(g), like.dtype)
+    dtype = g.array.dtype if isinstance(g, Tensor) else g.dtype
+    return g if dtype == like.dtype else xp.astype(xp.asarray(g), like.dtype)
 
 
 def _first_cotangent(output, gradient, as_tensor):
@@ -184,17 +185,17 @@ def _first_cotangent(output, gradient, as_tensor):
     if gradient is None:
         array = backend_of(like).xp.ones_like(like)
     else:  # numbers from Python are as exact as the output
-        array = as_array(gradient, None, None if hasattr(gradient, "dtype") else like.dtype)
+        array = as_array(gradient, None, None if hasattr(gradient, "dtype") else output.dtype)
     if as_tensor and isinstance(gradient, Tensor) and array.shape == like.shape:
         return gradient  # with its own graph
     if array.__class__ is not like.__class__ or array.dtype is not like.dtype:
-        array = as_array(array, output.device, like.dtype)
+        array = as_array(array, output.device, output.dtype)
     if array.shape != like.shape:
         if array.size != 1 or like.size != 1:
             raise ShapeError(
                 f"the gradient has shape {array.shape}, but the output has shape {like.shape}"
             )
-        array = array.reshape(like.shape)
+        array = backend_of(like).xp.reshape(array, like.shape)
     return wrap(array) if as_tensor else array
 
 
@@ -209,7 +210,7 @@ def _accumulate(leaf, g):
         wrote(leaf.grad.array, "backward(), which adds to grad,")
     elif (
         type(g) is type(leaf.array)
-        and getattr(g, "base", None) is None
+        and getattr(g, "base", g) is None  # no view; who cannot tell is copied
         and getrefcount(g) == _ALONE
     ):
         leaf.grad = wrap(g)

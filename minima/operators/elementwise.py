@@ -59,10 +59,11 @@ def power(xp, a, b):
 
     def by_exponent(g):
         base = xp.zeros_like(y) + a
-        return g * y * xp.log(base + (base == 0) * (b >= 0))
+        return g * y * xp.log(xp.where(base == 0, xp.astype(b >= 0, base.dtype), base))
 
     y = a**b
-    return y, lambda g: g * (b * a ** (b - (b != 0))), by_exponent
+    less = b - (xp.astype(b != 0, b.dtype) if hasattr(b, "dtype") else b != 0)
+    return y, lambda g: g * (b * a**less), by_exponent
 
 
 @op
@@ -122,7 +123,7 @@ def cos(xp, a):
 @op
 def abs(xp, a):
     "Absolute value, elementwise; the derivative at 0 is 0."
-    return xp.abs(a), lambda g: g * (a > 0) - g * (a < 0)
+    return xp.abs(a), lambda g: g * (xp.astype(a > 0, g.dtype) - xp.astype(a < 0, g.dtype))
 
 
 @op
@@ -164,7 +165,7 @@ def sigmoid(xp, a):
 def relu(xp, a):
     "`max(a, 0)`, elementwise; the derivative at 0 is 0."
     y = xp.maximum(a, 0)
-    return y, lambda g: g * (y != 0)
+    return y, lambda g: g * xp.astype(y != 0, g.dtype)
 
 
 @op

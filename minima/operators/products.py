@@ -231,7 +231,7 @@ def cross_entropy(xp, logits, labels):
 
     def pull(g):
         hit = xp.reshape(labels, (n, 1)) == xp.arange(classes)
-        return (xp.exp(log_p) - hit) * (g / n)
+        return (xp.exp(log_p) - xp.astype(hit, log_p.dtype)) * (g / n)
 
     return -xp.mean(log_p[xp.arange(n), labels]), pull
 
@@ -258,4 +258,7 @@ def normalize(xp, x, weight=None, bias=None, *, axis, eps):
 def dropout(xp, x, keep, *, p):
     "`x` / (1 - `p`) where `keep` holds, so that its mean stays, else 0. Srivastava et al. 2014."
     scale = 1 / (1 - p) if p < 1 else 0.0
-    return x * keep * scale, lambda g: g * keep * scale
+    return (
+        x * xp.astype(keep, x.dtype) * scale,
+        lambda g: g * xp.astype(keep, g.dtype) * scale,
+    )

@@ -87,7 +87,12 @@ def std(xp, a, *, axis=None, correction=1, keepdims=False):
     "The standard deviation over `axis`, the root of `var`; where it is 0, so is its gradient."
     variance, pull = var.rule(xp, a, axis=axis, correction=correction, keepdims=keepdims)
     y = xp.sqrt(variance)
-    return y, lambda g: pull(g * (y != 0) / (2 * y + (y == 0)))
+    return y, lambda g: pull(xp.where(y == 0, 0, g / xp.where(y == 0, 1, 2 * y)))
+
+
+def _dropped(xp, kept, axis):
+    "`kept` without the axes in `axis`, which have been reduced to 1."
+    return xp.reshape(kept, ()) if axis is None else xp.squeeze(kept, axis=axis)
 
 
 def _extremum(xp, reduce, a, axis, keepdims):
@@ -99,7 +104,7 @@ def _extremum(xp, reduce, a, axis, keepdims):
         hit = xp.astype(a == kept, a.dtype)
         return xp.reshape(g, kept.shape) * (hit / xp.sum(hit, axis=axis, keepdims=True))
 
-    return kept if keepdims else xp.squeeze(kept, axis=axis), pull
+    return kept if keepdims else _dropped(xp, kept, axis), pull
 
 
 @op
@@ -145,6 +150,8 @@ def all(xp, a, *, axis=None, keepdims=False):
 
 def _product_before(xp, a):
     "For each element along the last axis, the product of all that come before it."
+    if not a.shape[-1]:
+        return a
     ones = xp.ones_like(a)
     y = xp.concat([ones[..., :1], a[..., :-1]], axis=-1)
     step = 1
@@ -195,15 +202,15 @@ def _norm(xp, a, *, ord, axis, keepdims):
     axis = _along(axis, a)
     size = xp.abs(a)
     total = xp.sum(size**ord, axis=axis, keepdims=True)
-    hole = (total == 0) * (ord > 0)
+    hole = xp.astype(total == 0, total.dtype) if ord > 0 else 0
     y = (total + hole) ** (1 / ord) - hole
 
     def pull(g):
-        length = y + (y == 0)
-        ratio = size / length if ord >= 2 else size / length + (a == 0)
+        length = xp.where(y == 0, 1, y)
+        ratio = size / length if ord >= 2 else xp.where(a == 0, 1, size / length)
         return xp.reshape(g, y.shape) * (a / length * ratio ** (ord - 2))
 
-    return y if keepdims else xp.squeeze(y, axis=axis), pull
+    return y if keepdims else _dropped(xp, y, axis), pull
 
 
 def norm(
@@ -232,9 +239,8 @@ def logsumexp(xp, a, *, axis=None, keepdims=False):
     m = xp.max(a, axis=axis, keepdims=True)
     m = xp.where(xp.isfinite(m), m, 0)
     y = xp.log(xp.sum(xp.exp(a - m), axis=axis, keepdims=True)) + m
-    return y if keepdims else xp.squeeze(
-        y, axis=axis
-    ), lambda g: xp.reshape(g, y.shape) * xp.exp(a - y)
+    value = y if keepdims else _dropped(xp, y, axis)
+    return value, lambda g: xp.reshape(g, y.shape) * xp.exp(a - y)
 
 
 @op

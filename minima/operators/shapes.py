@@ -134,7 +134,7 @@ def concat(xp, *arrays, axis=0):
     pullbacks, start = [], 0
     for a in arrays:
         stop = start + a.shape[len(before)]
-        pullbacks.append(lambda g, key=(*before, slice(start, stop)): g[key])
+        pullbacks.append(lambda g, key=(*before, slice(start, stop), ...): g[key])
         start = stop
     return xp.concat(arrays, axis=axis), *pullbacks
 
@@ -190,7 +190,7 @@ def _filled(key, indices):
 @op
 def _getitem(xp, a, *indices, key):
     "The elements of `a` that `key` picks."
-    return a[_filled(key, indices)], lambda g: _put.on(xp, g, *indices, key=key, shape=a.shape)
+    return _picked(a, indices, key), lambda g: _put.on(xp, g, *indices, key=key, shape=a.shape)
 
 
 @op
@@ -201,16 +201,26 @@ def _put(xp, g, *indices, key, shape):
     )
 
 
+def _picked(a, indices, key):
+    "The elements of `a` that `key` picks; of a Tensor, with its graph."
+    if not indices:
+        return a[key]
+    key = _filled(key, indices)
+    return a[key] if isinstance(a, Tensor) else backend_of(a).get_at(a, key)
+
+
 def _added(g, indices, key, shape):
     "Zeros of `shape`, with `g` added where `key` points; of a Tensor, with its graph."
     if isinstance(g, Tensor):
         return _put(g, *indices, key=key, shape=shape)
     backend = backend_of(g)
-    z = backend.xp.zeros(shape, dtype=g.dtype)
+    xp = backend.xp
+    z = xp.zeros(shape, dtype=g.dtype)
     if indices:
         backend.add_at(z, _filled(key, indices), g)
     else:
-        z[key] = g
+        places = tuple(k for k in key if k is not None)  # a new axis is one of g only
+        z[places] = xp.reshape(g, z[places].shape) if len(places) < len(key) else g
     return z
 
 
@@ -223,7 +233,10 @@ def getitem(
     key = tuple(Tensor(k, dtype="int64") if isinstance(k, list) and not k else k for k in key)
     is_array = [isinstance(k, (Tensor, list)) or hasattr(k, "dtype") for k in key]
     indices = [k for k, here in zip(key, is_array) if here]
-    return _getitem(a, *indices, key=tuple(_HERE if here else k for k, here in zip(key, is_array)))
+    key = tuple(_HERE if here else k for k, here in zip(key, is_array))
+    if not indices and ... not in key:
+        key += (...,)  # the axes that are left, which not every library adds by itself
+    return _getitem(a, *indices, key=key)
 
 
 def take(
@@ -233,7 +246,7 @@ def take(
 ):
     "Whole slices of `a`, picked along `axis` by `indices`."
     if axis is None:
-        a, axis = reshape(a, -1), 0
+        a, axis = reshape(a, (-1,)), 0
     return getitem(a, (slice(None),) * _axis(axis, _tensor(a).ndim) + (indices,))
 
 
