@@ -21,7 +21,7 @@ between devices unasked; numbers that take part in a graph do not slip out to Nu
 # %% ../nbs/01_tensors.ipynb #55846b58
 import numpy as np
 
-from .backend import Device, _find, backend_of, get_default_dtype
+from .backend import Device, _find, as_dtype, backend_of, get_default_dtype, is_floating
 
 # %% ../nbs/01_tensors.ipynb #456d4a00
 def as_array(
@@ -34,12 +34,13 @@ def as_array(
     if _find(data.__class__) is None:
         made_of_python = not hasattr(data, "__array__")
         data = np.asarray(data)
-        if data.dtype.kind not in "biufV" or data.dtype.type is np.void:
+        if dtype is None and made_of_python and data.dtype.kind == "f":
+            dtype = get_default_dtype()
+    if isinstance(data, np.ndarray) and data.dtype.kind not in "biuf":
+        if as_dtype(data.dtype).name != "bfloat16":
             raise TypeError(
                 f"a Tensor holds real numbers; got {data.dtype.name}: {data.reshape(-1)[:1]}"
             )
-        if dtype is None and made_of_python and data.dtype.kind == "f":
-            dtype = get_default_dtype()
     if device is None and dtype is None:
         return data
     home = backend_of(data)
@@ -126,10 +127,15 @@ class Tensor:
         )
         extra += [f"device='{self.device}'"] if self.device != "cpu" else []
         extra += ["requires_grad=True"] if self.requires_grad else []
-        numbers = np.array2string(
-            backend_of(self.array).to_numpy(self.array), precision=6, max_line_width=120
-        )
-        return f"minima.Tensor(\n{', '.join([numbers, *extra])})"
+        return f"minima.Tensor(\n{', '.join([_printed(self.array), *extra])})"
+
+    def _repr_html_(self):
+        from html import escape  # slow to import, and needed in notebooks only
+
+        facts = [" × ".join(map(str, self.shape)) or "a number", self.dtype, self.device]
+        facts += ["requires_grad"] if self.requires_grad else []
+        head, numbers = escape(" · ".join(map(str, facts))), escape(_printed(self.array, 100))
+        return f"<div><small>minima.Tensor: {head}</small><pre>{numbers}</pre></div>"
 
     # ---- out to Python and NumPy ----
 
@@ -229,7 +235,7 @@ def wrap(array) -> Tensor:
 def _revived(cls, array, requires_grad, grad) -> Tensor:
     "The tensor that was taken apart by `__reduce__`."
     t = _new(cls)
-    t.array, t.requires_grad, t.grad = array, requires_grad, grad
+    t.array, t.requires_grad, t.grad = as_array(array), requires_grad, grad
     t._hooks, t._order, t._edges = None, -1, ()
     return t
 
@@ -257,6 +263,20 @@ def tensor(
 
 _new = object.__new__
 
+
+def _printed(array, threshold=1000):
+    "The numbers of `array`, in few digits; of more than `threshold` of them, the outermost."
+    array = backend_of(array).to_numpy(array)
+    array = array.astype("float32") if array.dtype.kind == "V" else array
+    with np.printoptions(**_PRINTED, threshold=threshold):  # whatever the user has set
+        return np.array2string(array)
+
+
+_PRINTED = dict(
+    precision=6, linewidth=120, edgeitems=3, suppress=False, floatmode="maxprec",
+    sign="-", nanstr="nan", infstr="inf", legacy=False,
+)  # fmt: skip
+
 # %% ../nbs/01_tensors.ipynb #7d986349
 def _operand(a, like):
     "An argument that is no Tensor, as a rule may see it: a number, or an array as `like` is."
@@ -265,7 +285,7 @@ def _operand(a, like):
     if isinstance(a, np.generic):
         return a.item()
     home, array = backend_of(like), as_array(a)
-    if array.dtype.kind == "f" and home.is_floating(like.dtype) and not hasattr(a, "__array__"):
+    if is_floating(array.dtype) and home.is_floating(like.dtype) and not hasattr(a, "__array__"):
         dtype = home.numpy_dtype(like.dtype)  # a list of floats is as exact as its neighbour
         array = as_array(a, dtype=dtype)
     return home.device_of(like).put(array)
@@ -304,3 +324,37 @@ _KINDS = (
     (TypeError, TypeError),
     (NotImplementedError, NotImplementedError),
 )
+
+# %% ../nbs/01_tensors.ipynb #cc142911
+def _widened(
+    read,  # what reads a rule: a function of `xp`, arrays and settings
+    narrow,  # the dtypes that are not fit to compute with
+    computes=True,  # whether the rule computes with its numbers, or only moves them
+):
+    "`read`, with halves as `float32`; and integers as floats, where the value is no integer."
+
+    def reading(xp, *arrays, **settings):
+        dtypes = [a.dtype for a in arrays if hasattr(a, "dtype")]
+        if any(is_floating(t) and t in narrow for t in dtypes):
+            wide = [_wide(xp, a, narrow) for a in arrays] if computes else arrays
+            out = read(xp, *wide, **settings)
+            value, *pulls = out if isinstance(out, tuple) else (out,)
+            return value, *[p and (lambda g, p=p: p(_wide(xp, g, narrow))) for p in pulls]
+        if not computes or any(is_floating(t) for t in dtypes):
+            return read(xp, *arrays, **settings)
+        with np.errstate(all="ignore"):
+            out = read(xp, *arrays, **settings)
+        value = out[0] if isinstance(out, tuple) else out
+        if not is_floating(value.dtype):
+            return out
+        dtype = xp.result_type(get_default_dtype(), xp.float32)
+        arrays = [xp.astype(a, dtype) if hasattr(a, "dtype") else a for a in arrays]
+        return read(xp, *arrays, **settings)
+
+    return reading
+
+
+def _wide(xp, a, narrow):
+    "`a` as `float32` if it is an array of half precision; if not, as it is."
+    half = hasattr(a, "dtype") and a.dtype in narrow and is_floating(a.dtype)
+    return xp.astype(a, xp.float32) if half else a

@@ -363,6 +363,7 @@ ROWS = [
         settings=[{"axis": i} for i in (0, 1, 2, -1, -3)]),
     Row("broadcast_to", ops.broadcast_to, lambda torch, a, shape: a.broadcast_to(shape),
         [((3, 1),), ((1,),), ((),)], settings=[{"shape": (3, 4)}, {"shape": (2, 3, 3)}]),
+    Row("clone", ops.clone, "clone", ONE),
     Row("astype", ops.astype, lambda torch, a, dtype: a.to(getattr(torch, dtype)), ONE, away,
         settings=[{"dtype": "float64"}, {"dtype": "int64"}]),
     Row("concat", lambda *a, axis=0: ops.concat(a, axis=axis),

@@ -34,7 +34,7 @@ from weakref import WeakSet
 
 from ..backend import _find, backend_of
 from ..tensors import ShapeError, Tensor, as_array, from_dlpack, tensor, wrap
-from ..tensors import _explained, _new, _operand, _settled
+from ..tensors import _explained, _new, _operand, _settled, _widened
 
 _all_ = ["ShapeError", "Tensor", "as_array", "from_dlpack", "tensor", "wrap"]  # from here, too
 
@@ -84,13 +84,14 @@ class _Readings(dict):
     __eq__, __hash__ = object.__eq__, object.__hash__
 
     def __init__(self, rule):
-        self.rule, self.kernels = rule, {}
+        self.rule, self.kernels, self.computes = rule, {}, True
         self.everywhere.add(self)
 
     def __missing__(self, array_type):
         backend = _find(array_type)
         read = self.kernels.get(backend.name, self.rule)
-        self[array_type] = backend.xp, self.around(read, self.rule) if self.around else read
+        read = self.around(read, self.rule) if self.around else read
+        self[array_type] = backend.xp, read, backend.narrow
         return self[array_type]
 
 
@@ -144,7 +145,10 @@ def op(
             return read_many(Tensor(args[0]), *args[1:], **settings)
         if foreign:
             arrays = [_operand(a, like) for a in arrays]
-        xp, read = readings[like.__class__]
+        xp, read, narrow = readings[like.__class__]
+        dtype, first = like.dtype, arrays[0]
+        if dtype in narrow or (first is not like and getattr(first, "dtype", None) in narrow):
+            read = _widened(read, narrow, readings.computes)
         try:
             out = read(xp, *arrays, **settings)
         except Exception as error:
@@ -152,7 +156,7 @@ def op(
         pullbacks = ()
         if out.__class__ is tuple:
             out, *pullbacks = out
-        if out.__class__ is not like.__class__ or out.dtype is not like.dtype:
+        if out.__class__ is not like.__class__ or out.dtype is not dtype:
             out = _settled(out, xp, arrays, settings)
             wanted = wanted and backend_of(out).is_floating(out.dtype)
         if wanted and pullbacks and _is_recording():
@@ -170,7 +174,10 @@ def op(
             x, y = (like, _operand(b, like)) if a_is else (_operand(a, like), like)
         else:
             return read_two(Tensor(a), b)
-        xp, read = readings[like.__class__]
+        xp, read, narrow = readings[like.__class__]
+        dtype = like.dtype
+        if dtype in narrow:
+            read = _widened(read, narrow, readings.computes)
         try:
             out = read(xp, x, y)
         except Exception as error:
@@ -181,7 +188,7 @@ def op(
             out, pull_a, pull_b = out
         except ValueError:  # the second argument has no derivative
             (out, pull_a), pull_b = out, None
-        if out.__class__ is not like.__class__ or out.dtype is not like.dtype:
+        if out.__class__ is not like.__class__ or out.dtype is not dtype:
             out = _settled(out, xp, (x, y), ())
         edges = ((a, pull_a),) if a_is and a.requires_grad and pull_a else ()
         if b_is and b.requires_grad and pull_b:
@@ -209,7 +216,7 @@ def op(
         out = rule(xp, *args, **settings)
         return out[0] if isinstance(out, tuple) else out
 
-    apply.rule, apply.kernel, apply.on = rule, kernel, on
+    apply.rule, apply.kernel, apply.on, apply.readings = rule, kernel, on, readings
     apply.__wrapped__ = functools.partial(rule, None)  # so that its signature lacks `xp`
     return apply
 

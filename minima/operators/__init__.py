@@ -102,6 +102,7 @@ from minima.operators.shapes import (
     astype,
     broadcast_to,
     chunk,
+    clone,
     concat,
     expand_dims,
     flatten,
@@ -207,7 +208,7 @@ for _method in (
     mean, var, std, prod, max, min, any, all, argmax, argmin, cumsum, norm,
     logsumexp, softmax, log_softmax,
     swapaxes, squeeze, expand_dims, flatten, roll, split, chunk, repeat_interleave, tril, triu,
-    take, gather, scatter_add, argsort, sort, topk, astype, matmul, dot,
+    take, gather, scatter_add, argsort, sort, topk, astype, clone, matmul, dot,
     outer, to,
 ):  # fmt: skip
     setattr(Tensor, _method.__name__, _method)
@@ -228,6 +229,23 @@ def _shape_method(operation, setting):
     method.__name__, method.__doc__ = operation.__name__, operation.__doc__
     return method
 
+
+def _cast(dtype):
+    "A method that is `to(dtype)`."
+
+    def method(self):
+        return to(self, dtype=dtype)
+
+    method.__doc__ = f"`to({dtype!r})`: with its elements as `{dtype}`."
+    return method
+
+
+for _method, _dtype in dict(
+    half="float16", bfloat16="bfloat16", float="float32", double="float64",
+    int="int32", long="int64", bool="bool",
+).items():  # fmt: skip
+    setattr(Tensor, _method, _cast(_dtype))
+Tensor.type_as = lambda self, other: to(self, dtype=other.dtype)
 
 Tensor.reshape = _shape_method(reshape, "shape")
 Tensor.broadcast_to = _shape_method(broadcast_to, "shape")

@@ -78,7 +78,7 @@ def var(xp, a, *, axis=None, correction=1, keepdims=False):
     axis = _along(axis, a)
     centred = a - xp.mean(a, axis=axis, keepdims=True)
     n = 1.0 * _count(a.shape, axis) - correction
-    y = xp.sum(centred * centred, axis=axis, keepdims=keepdims) / n
+    y = xp.sum(centred * centred, axis=axis, keepdims=keepdims) / (n if n > 0 else 0.0)
     return y, lambda g: centred * xp.reshape(2 * g / n, _kept(a.shape, axis))
 
 
@@ -232,11 +232,16 @@ def norm(
     return _norm(a, ord=ord, axis=axis, keepdims=keepdims)
 
 # %% ../../nbs/05_reductions.ipynb #01f72049
+def _peak(xp, a, axis):
+    "The largest element over `axis`, which stays with size 1; of none at all, 0."
+    return (xp.max if a.size else xp.sum)(a, axis=axis, keepdims=True)
+
+
 @op
 def logsumexp(xp, a, *, axis=None, keepdims=False):
     "$\\ln \\sum e^a$ over `axis` (None for all, an int or a tuple), without overflow."
     axis = _along(axis, a)
-    m = xp.max(a, axis=axis, keepdims=True)
+    m = _peak(xp, a, axis)
     m = xp.where(xp.isfinite(m), m, 0)
     y = xp.log(xp.sum(xp.exp(a - m), axis=axis, keepdims=True)) + m
     value = y if keepdims else _dropped(xp, y, axis)
@@ -247,7 +252,7 @@ def logsumexp(xp, a, *, axis=None, keepdims=False):
 def softmax(xp, a, *, axis=-1):
     "$e^a / \\sum e^a$ over `axis`, without overflow: non-negative, and of sum 1."
     axis = _along(axis, a)
-    e = xp.exp(a - xp.max(a, axis=axis, keepdims=True))
+    e = xp.exp(a - _peak(xp, a, axis))
     y = e / xp.sum(e, axis=axis, keepdims=True)
     return y, lambda g: y * (g - xp.sum(g * y, axis=axis, keepdims=True))
 
@@ -256,6 +261,6 @@ def softmax(xp, a, *, axis=-1):
 def log_softmax(xp, a, *, axis=-1):
     "The logarithm of `softmax` over `axis`, exact even where the softmax is 0."
     axis = _along(axis, a)
-    z = a - xp.max(a, axis=axis, keepdims=True)
+    z = a - _peak(xp, a, axis)
     y = z - xp.log(xp.sum(xp.exp(z), axis=axis, keepdims=True))
     return y, lambda g: g - xp.exp(y) * xp.sum(g, axis=axis, keepdims=True)

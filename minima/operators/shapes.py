@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['reshape', 'flatten', 'permute', 'transpose', 'swapaxes', 'squeeze', 'expand_dims', 'flip', 'roll', 'broadcast_to',
-           'astype', 'concat', 'stack', 'pad', 'tril', 'triu', 'getitem', 'take', 'gather', 'scatter_add',
+           'astype', 'clone', 'concat', 'stack', 'pad', 'tril', 'triu', 'getitem', 'take', 'gather', 'scatter_add',
            'take_along_axis', 'split', 'chunk', 'tile', 'repeat', 'repeat_interleave', 'argsort', 'Ordered', 'sort',
            'topk', 'to']
 
@@ -22,7 +22,7 @@ from math import prod
 from typing import NamedTuple
 
 from ..autograd.tape import ShapeError, Tensor, op
-from ..backend import Device, backend_of
+from ..backend import Device, as_dtype, backend_of
 from .elementwise import add
 from .reductions import _axes
 
@@ -125,6 +125,12 @@ def broadcast_to(xp, a, *, shape):
 def astype(xp, a, *, dtype):
     "`a` with its elements as `dtype`."
     return xp.astype(a, dtype), lambda g: xp.astype(g, a.dtype)
+
+
+@op
+def clone(xp, a):
+    "`a` again, in memory of its own; gradients come back."
+    return xp.astype(a, a.dtype), lambda g: g
 
 
 @op
@@ -434,17 +440,21 @@ def _move(a, device):
 
 def to(
     a,  # a Tensor
-    device=None,  # a device's name, or a dtype
+    device=None,  # a device's name, a dtype, or a Tensor to be like
     dtype=None,  # a dtype
+    copy=False,  # whether memory of its own is wanted even if nothing changes
 ):
     "`a` on another device or with another dtype; itself if nothing changes. Gradients come back."
+    start = a
+    if isinstance(device, Tensor):
+        device, dtype = device.device, device.dtype
     if device is not None and not isinstance(device, Device) and _is_dtype(device):
         device, dtype = None, device
-    if dtype is not None and a.dtype != dtype:
+    if dtype is not None and a.dtype != as_dtype(dtype):
         a = astype(a, dtype)
     if device is not None and a.device != Device(device):
         a = _transfer(a, there=Device(device), back=a.device)
-    return a
+    return clone(a) if copy and a is start else a
 
 
 def _is_dtype(x):
@@ -457,3 +467,10 @@ def _is_dtype(x):
         "bfloat",
         "complex",
     )
+
+# %% ../../nbs/06_shapes.ipynb #e9b9b387
+for _only_moves in (
+    reshape, permute, transpose, swapaxes, squeeze, expand_dims, flip, roll, broadcast_to,
+    astype, clone, pad, tril, triu, _getitem, _put, _transfer,
+):  # fmt: skip
+    _only_moves.readings.computes = False
