@@ -363,12 +363,15 @@ def _be_child(work, task, path):
 class Hunt:
     "The pytest plugin that shows each change to the tests, in place of pytest's own loop."
 
-    def __init__(self, package, mutants, jobs):
-        self.package, self.mutants, self.jobs = package, mutants, jobs
+    def __init__(self, package, mutants, args):
+        self.package, self.mutants = package, mutants
+        self.jobs, self.limit = args.jobs, args.limit
         self.outcomes = {}
 
     def pytest_collection(self):
         "Hypothesis shall report what it finds, and not look for the smallest example."
+        if "hypothesis" not in sys.modules:
+            return
         from hypothesis import Phase, settings
 
         phases = [Phase.explicit, Phase.generate]
@@ -438,7 +441,8 @@ class Hunt:
         tests = [i for i, called in self.calls.items() if here in called]
         tests.sort(key=lambda i: (len(self.calls[i]), self.times[i]))
         for i, after in zip(tests, [*tests[1:], None]):
-            signal.setitimer(signal.ITIMER_PROF, 5 + 10 * self.times[i])  # ends endless loops
+            seconds = self.limit + 10 * self.times[i]
+            signal.setitimer(signal.ITIMER_PROF, seconds)  # the end of endless loops
             if not self.passes(self.items[i], None if after is None else self.items[after]):
                 return self.items[i].nodeid
         return ""
@@ -459,6 +463,7 @@ def parsed(argv):
     add("--sample", type=int, metavar="N", help="try N of the changes")
     add("--seed", type=int, default=0, help="which N these are")
     add("--jobs", type=int, default=os.cpu_count(), metavar="N", help="how many at once")
+    add("--limit", type=float, default=2, metavar="S", help="CPU seconds after which a test hangs")
     add("--list", action="store_true", help="print the changes, and try none")
     add("--equivalent", action="store_true", help="try those listed as equivalent, instead")
     return parser.parse_args(argv)
@@ -477,7 +482,7 @@ def main(argv=None, package=ROOT / "minima"):
         return 0
     for name in THREADS:
         os.environ[name] = "1"
-    outcomes = hunt(tried, package, args)
+    outcomes = hunt(tried, package, args) if tried else {}
     counts = Counter("untried" if n is False else "survived" if n == "" else "noticed"
                      for n in outcomes.values())  # fmt: skip
     stale = sorted(EQUIVALENT.keys() - {m.key for m in everything})
@@ -499,7 +504,7 @@ def hunt(mutants, package, args):
     folder = package.parent / "tests"
     files = [p for p in sorted(folder.glob("test_*.py")) if p.stem[5:] not in ELSEWHERE]
     quiet = "-s -qq --no-header --no-summary --tb=native -p no:cacheprovider -p no:faulthandler"
-    plugin = Hunt(package, mutants, args.jobs)
+    plugin = Hunt(package, mutants, args)
     os.chdir(package.parent)
     pytest.main([*quiet.split(), *(args.tests or map(str, files))], plugins=[plugin])
     return plugin.outcomes
