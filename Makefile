@@ -2,7 +2,7 @@
 
 PYTHON ?= python
 
-.PHONY: help all export run test lint bench
+.PHONY: help all export run test mutate lint bench
 
 help:    ## list these commands
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile
@@ -18,6 +18,9 @@ run: export    ## execute the notebooks and keep their outputs; NB=nbs/00_backen
 
 test:    ## all tests
 	$(PYTHON) -m pytest
+
+mutate:    ## break every rule in many small ways: the tests must notice; ARGS="--only tanh" for one
+	$(PYTHON) tools/mutate.py $(ARGS)
 
 lint:    ## ruff, on code and notebooks
 	$(PYTHON) -m ruff check .

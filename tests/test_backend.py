@@ -192,6 +192,13 @@ def test_a_tensor_goes_there_and_back_with_its_gradient(box):
     assert x.to("cpu") is x and there.to(Device("box:0")) is there
 
 
+def test_a_gradient_that_crosses_once_keeps_its_sign_and_its_size(box):
+    x = Tensor(np.array([1.0, 2.0]), requires_grad=True)
+    x.to("box").backward(Tensor([3.0, -4.0]).to("box"))
+    assert x.grad.device == "cpu" and x.grad.tolist() == [3.0, -4.0]
+    assert x.to("cpu:0") is x.to("float64") is x.to("cpu", "float64") is x
+
+
 def test_second_derivatives_cross_devices(box):
     x = Tensor(np.array([1.0, 2.0]), requires_grad=True)
     (first,) = grad((x.to("box") ** 3).to("cpu").sum(), x, create_graph=True)

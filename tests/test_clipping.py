@@ -70,6 +70,16 @@ def test_the_norm_is_2_unless_asked(torch):
     agree(ours, theirs)
 
 
+@pytest.mark.parametrize("gradients", [([0.0, 1.0, 2.0], [0.0]), ([0.0, 0.0], [3.0]), ([0.0],)])
+def test_the_norm_of_kind_0_counts_what_is_not_zero_as_in_torch(torch, gradients):
+    ours = with_gradients(*gradients)
+    theirs = [torch.nn.Parameter(torch.ones(len(g))) for g in gradients]
+    for p, g in zip(theirs, gradients):
+        p.grad = torch.tensor(g)
+    mine = clip_grad_norm_(ours, 1.0, 0)
+    assert mine.item() == torch.nn.utils.clip_grad_norm_(theirs, 1.0, 0).item()
+
+
 @pytest.mark.parametrize("dtype", RTOL)
 @pytest.mark.parametrize("bound", [0, 0.5, 2.0, inf])
 def test_bounded_values_are_those_of_torch(torch, dtype, bound):

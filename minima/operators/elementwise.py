@@ -213,7 +213,7 @@ _ERFC_DOUBLE = (
 
 def _polynomial(x, coefficients):
     "The polynomial in `x` with these `coefficients`, the constant first."
-    y = 0 * x
+    y = 0
     for c in reversed(coefficients):
         y = y * x + c
     return y

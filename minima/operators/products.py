@@ -49,15 +49,11 @@ def matmul(xp, a, b):
         g = xp.expand_dims(g, axis=-1) if b.ndim == 1 else g
         return xp.expand_dims(g, axis=-2) if a.ndim == 1 else g
 
-    def by_a(g):
-        g = xp.matmul(whole(g), xp.swapaxes(column, -1, -2))
-        return xp.reshape(xp.sum(g, axis=tuple(range(g.ndim - 1))), a.shape) if a.ndim == 1 else g
-
     def by_b(g):
         g = xp.matmul(xp.swapaxes(row, -1, -2), whole(g))
         return xp.squeeze(g, axis=-1) if b.ndim == 1 else g
 
-    return xp.matmul(a, b), by_a, by_b
+    return xp.matmul(a, b), lambda g: xp.matmul(whole(g), xp.swapaxes(column, -1, -2)), by_b
 
 
 def dot(

@@ -207,8 +207,10 @@ def _norm(xp, a, *, ord, axis, keepdims):
 
     def pull(g):
         length = xp.where(y == 0, 1, y)
-        ratio = size / length if ord >= 2 else xp.where(a == 0, 1, size / length)
-        return xp.reshape(g, y.shape) * (a / length * ratio ** (ord - 2))
+        ratio = size / length
+        if ord > 2:
+            return xp.reshape(g, y.shape) * (xp.sign(a) * ratio ** (ord - 1))
+        return xp.reshape(g, y.shape) * (a / length * xp.where(a == 0, 1, ratio) ** (ord - 2))
 
     return y if keepdims else _dropped(xp, y, axis), pull
 

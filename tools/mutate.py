@@ -1,0 +1,514 @@
+"""Break the package in many small ways, one at a time, and see whether the tests notice.
+
+    python tools/mutate.py                       every rule of every operation
+    python tools/mutate.py --only tanh 'log*'    functions by name
+    python tools/mutate.py --modules nn optim    every function of these modules
+    python tools/mutate.py --sample 100          a quick look at some, chosen at random
+    python tools/mutate.py --list                print the changes, try none
+
+A change flips a sign, drops a term or a factor, swaps two pullbacks or returns the cotangent as it
+came, moves a comparison or a number, leaves out a call, a setting or a branch. A change that no
+test notices has survived: it is printed with the line, and the exit status is 1. Changes that
+cannot change any number are listed in `equivalent_mutants.py`, each with the reason.
+
+The tests are collected once. Each change is then made in a forked process, in memory, by giving a
+function other code; no file is written. First every test runs once and it is noted what it calls,
+so that a change is shown only to the tests that reach it, those that reach least going first.
+"""
+
+import argparse
+import ast
+import gc
+import importlib
+import os
+import pickle
+import random
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from difflib import unified_diff
+from fnmatch import fnmatchcase
+from functools import cache, cached_property
+from itertools import pairwise
+from pathlib import Path
+from types import CodeType, FunctionType
+
+from equivalent_mutants import EQUIVALENT
+from run_notebooks import THREADS
+
+ROOT = Path(__file__).resolve().parent.parent
+ELSEWHERE = "house notebooks readme mutate".split()  # tests of other things than functions
+
+# ---- what is changed ----
+
+
+def is_rule(function):
+    "Whether `function` is decorated with `op`, or is handed an array library as `xp`."
+    decorated = any(re.fullmatch(r"(\w+\.)*op", ast.unparse(d)) for d in function.decorator_list)
+    return decorated or "xp" in [a.arg for a in function.args.args]
+
+
+def with_helpers(names, functions):
+    "The `names` of functions of a module, and of those that these call."
+    found = list(names)
+    for name in found:
+        used = {n.id for n in ast.walk(functions[name]) if isinstance(n, ast.Name)}
+        found += [other for other in functions if other in used and other not in found]
+    return found
+
+
+def functions_of(tree):
+    "The functions and methods of a module, by qualified name."
+    found = {}
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = node
+        elif isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{n}": f for n, f in functions_of(node).items()}
+    return found
+
+
+OTHER = {
+    ast.Add: [ast.Sub], ast.Sub: [ast.Add], ast.Div: [ast.Mult],
+    ast.BitAnd: [ast.BitOr], ast.BitOr: [ast.BitAnd], ast.And: [ast.Or], ast.Or: [ast.And],
+    ast.Gt: [ast.GtE, ast.Lt], ast.GtE: [ast.Gt, ast.LtE],
+    ast.Lt: [ast.LtE, ast.Gt], ast.LtE: [ast.Lt, ast.GtE],
+    ast.Eq: [ast.NotEq], ast.NotEq: [ast.Eq], ast.Is: [ast.IsNot], ast.IsNot: [ast.Is],
+    ast.In: [ast.NotIn], ast.NotIn: [ast.In],
+}  # fmt: skip
+COUNTERPARTS = [
+    ("max", "min"), ("maximum", "minimum"), ("argmax", "argmin"), ("any", "all"), ("sum", "mean"),
+    ("sin", "cos"), ("exp", "expm1"), ("log", "log1p"), ("zeros_like", "ones_like"),
+    ("tril", "triu"), ("logical_and", "logical_or"), ("bitwise_and", "bitwise_or"),
+]  # fmt: skip
+COUNTERPART = dict(COUNTERPARTS) | {b: a for a, b in COUNTERPARTS}
+
+
+def negative(node):
+    "The expression `node` with the other sign."
+    return ast.UnaryOp(ast.USub(), node)
+
+
+def wrong(node):
+    "What could stand in the place of `node`, each wrong in its own way."
+    match node:
+        case ast.BinOp(left, op, right):
+            yield from (ast.BinOp(left, other(), right) for other in OTHER.get(type(op), ()))
+            yield left
+            if not isinstance(op, ast.Pow | ast.FloorDiv | ast.Mod):
+                yield negative(right) if isinstance(op, ast.Sub) else right
+        case ast.UnaryOp(operand=operand):
+            yield operand
+            if isinstance(operand, ast.Constant) and operand.value:
+                yield ast.Constant(0)
+        case ast.Constant(bool(value)):
+            yield ast.Constant(not value)
+        case ast.Constant(int(value)):
+            yield ast.Constant(value + 1)
+        case ast.Constant(float(value)):
+            yield ast.Constant(float(f"{value * 1.01:.6g}") if value else 1.0)
+        case ast.Compare(left, [op], [right]):
+            yield from (ast.Compare(left, [other()], [right]) for other in OTHER[type(op)])
+        case ast.BoolOp(op, values):
+            yield from values
+            yield ast.BoolOp(OTHER[type(op)][0](), values)
+        case ast.IfExp(_, body, orelse):
+            yield from (body, orelse)
+        case ast.Call(function, args, keywords):
+            for k in keywords:
+                yield ast.Call(function, args, [other for other in keywords if other is not k])
+            match function:
+                case ast.Attribute(where, "where"):
+                    yield from args[1:]
+                    yield ast.Call(function, [args[0], *args[:0:-1]], keywords)
+                case ast.Attribute(where, name) if name in COUNTERPART:
+                    yield ast.Call(ast.Attribute(where, COUNTERPART[name]), args, keywords)
+            if args and not isinstance(args[0], ast.Starred | ast.GeneratorExp):
+                yield args[0]
+        case ast.Subscript(value, ctx=ast.Load()):
+            yield value
+        case ast.Slice(lower, upper, step):
+            for kept in ((None, upper, step), (lower, None, step), (lower, upper, None)):
+                if kept != (lower, upper, step):
+                    yield ast.Slice(*kept)
+        case ast.If(test):
+            yield test, ast.Constant(True)
+            yield test, ast.Constant(False)
+        case ast.comprehension(ifs=ifs):
+            yield from ((test, ast.Constant(True)) for test in ifs)
+        case ast.Expr(ast.Call() as call):
+            yield call, ast.BoolOp(ast.And(), [ast.Constant(False), call])
+        case ast.AugAssign(target, op, value):
+            yield from (ast.AugAssign(target, o(), value) for o in OTHER.get(type(op), ()))
+
+
+def wrong_in_rules(node, argument):
+    "The same for what a rule returns, and what its pullbacks (of `argument`) do."
+    match node:
+        case ast.Return(ast.Tuple([first, *pullbacks])):
+            yield first, negative(first)
+            yield from ((pair, None) for pair in pairwise(pullbacks))
+            if isinstance(pullbacks[-1], ast.Starred):
+                yield pullbacks[-1].value, ast.parse(f"{ast.unparse(pullbacks[-1].value)}[::-1]")
+        case ast.Return(ast.expr() as value) | ast.Lambda(body=value):
+            yield value, negative(value)
+            if argument and ast.unparse(value) != argument:
+                yield value, ast.Name(argument)
+
+
+# ---- changes as text ----
+
+
+@dataclass(frozen=True)
+class Mutant:
+    "One function with one change."
+
+    module: str
+    path: Path
+    function: str  # its qualified name
+    reached: str  # that of the function inside of it where the change is
+    line: int
+    around: tuple  # (first byte, last byte) of what names the change
+    edits: tuple  # (first byte, last byte, new text), each
+
+    @cached_property
+    def original(self):
+        return _source(self.path)
+
+    @cached_property
+    def source(self):
+        "The module's text with the change."
+        return self.changed(0, len(self.original))
+
+    def changed(self, start, stop):
+        "What becomes of the text from `start` to `stop`, around the change."
+        text = self.original[:stop]
+        for i, j, new in sorted(self.edits, reverse=True):
+            text = text[:i] + new.encode() + text[j:]
+        return text[start:].decode()
+
+    @cached_property
+    def key(self):
+        "What names the change in `equivalent_mutants.py`: it does not depend on lines."
+        start, stop = self.around
+        change = f"{self.original[start:stop].decode()} -> {self.changed(start, stop)}"
+        return f"{self.module.partition('.')[2]}.{self.function}: {' '.join(change.split())}"
+
+    def __str__(self):
+        texts = self.original.decode().splitlines(), self.source.splitlines()
+        lines = [line for line in [*unified_diff(*texts, n=0, lineterm="")][3:] if line[0] in "-+"]
+        place = os.path.relpath(self.path)
+        return "\n".join([f"{place}:{self.line}: {self.key}", *(f"    {line}" for line in lines)])
+
+
+@cache
+def _source(path):
+    return path.read_bytes()
+
+
+def mutants_of(path, package):
+    "All changes to the functions of the module at `path`."
+    module = ".".join(path.relative_to(package.parent).with_suffix("").parts)
+    text = _source(path)
+    starts = [0]
+    for line in text.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+
+    def span(node):
+        last = starts[node.end_lineno - 1] + node.end_col_offset
+        return starts[node.lineno - 1] + node.col_offset, last
+
+    def edit(place, new):
+        if new is None:  # two that change places
+            spans = [span(p) for p in place]
+            return tuple((*s, text[slice(*t)].decode()) for s, t in zip(spans, reversed(spans)))
+        start, stop = span(place)
+        bare = isinstance(new, BARE) or text[start - 1 : start] + text[stop : stop + 1] == b"()"
+        return ((start, stop, ast.unparse(new) if bare else f"({ast.unparse(new)})"),)
+
+    def visit(node, parent, reached, argument, in_rule):
+        if isinstance(node, ast.FunctionDef | ast.Lambda) and reached:
+            reached += f".<locals>.{getattr(node, 'name', '<lambda>')}"
+            names = [a.arg for a in node.args.args]
+            argument = names[0] if names else None
+        for change in (*wrong(node), *(wrong_in_rules(node, argument) if in_rule else ())):
+            place, new = change if isinstance(change, tuple) else (node, change)
+            first, *_, last = place if isinstance(place, tuple) else (place, place)
+            small = isinstance(first, ast.Constant) and hasattr(parent, "lineno")
+            around = span(parent) if small else (span(first)[0], span(last)[1])
+            yield first.lineno, reached, around, edit(place, new)
+        for name, value in ast.iter_fields(node):
+            if name not in ("decorator_list", "annotation", "returns"):
+                for child in value if isinstance(value, list) else [value]:
+                    signed = isinstance(node, ast.UnaryOp) and isinstance(child, ast.Constant)
+                    if isinstance(child, ast.AST) and not (signed or isinstance(child, UNTOUCHED)):
+                        yield from visit(child, node, reached or function, argument, in_rule)
+
+    functions = functions_of(ast.parse(text))
+    rules = [name for name, node in functions.items() if is_rule(node)]
+    concerned = with_helpers(rules, functions)
+    for function, node in functions.items():
+        found = {}
+        for line, reached, around, edits in visit(node, None, "", None, function in rules):
+            if any(text[i:j].decode() != new for i, j, new in edits):
+                mutant = Mutant(module, path, function, reached, line, around, edits)
+                found.setdefault(edits, mutant)
+        yield from ((function in concerned, m) for m in found.values())
+
+
+BARE = (
+    ast.Name | ast.Attribute | ast.Call | ast.Constant | ast.Subscript | ast.Slice | ast.Tuple
+    | ast.AugAssign | ast.Module
+)  # fmt: skip
+UNTOUCHED = ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom | ast.ClassDef
+
+
+def choose(args, package):
+    "The changes that the command line asks for, and all there are."
+    paths = [p for p in sorted(package.rglob("*.py")) if p.name != "_modidx.py"]
+    everything = [pair for path in paths for pair in mutants_of(path, package)]
+    wanted = [m for concerned, m in everything if concerned or args.modules or args.only]
+    if args.modules:
+        inside = lambda m: any(f".{name}." in f"{m.module}." for name in args.modules)
+        wanted = [m for m in wanted if inside(m)]
+    if args.only:
+        wanted = [m for m in wanted if any(fnmatchcase(m.function, name) for name in args.only)]
+    return wanted, [m for _, m in everything]
+
+
+# ---- making a change in a process ----
+
+
+def live_functions(package):
+    "Every function of the package that exists in memory, by file, qualified name and line."
+    found = {}
+    for f in gc.get_objects():
+        if type(f) is FunctionType and f.__code__.co_filename.startswith(str(package)):
+            code = f.__code__
+            key = code.co_filename, code.co_qualname, code.co_firstlineno
+            found.setdefault(key, []).append(f)
+    return found
+
+
+def codes(code):
+    "`code` and all the code inside of it."
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from codes(inner)
+
+
+def install(mutant, live):
+    "Give the function its changed code. Returns whether that was possible."
+    name, tree = str(mutant.path), ast.parse(mutant.source)
+    by_place = {}
+    for code in codes(compile(tree, name, "exec")):
+        by_place.setdefault((name, code.co_qualname, code.co_firstlineno), []).append(code)
+    changed = False
+    for place, found in by_place.items():
+        if f"{place[1]}.".startswith(f"{mutant.function}.") and len(found) == 1:
+            for f in live.get(place, ()):
+                if found[0].co_freevars == f.__code__.co_freevars:
+                    f.__code__, changed = found[0], True
+                    if place[1] == mutant.function:
+                        _set_defaults(f, functions_of(tree)[mutant.function].args)
+    return changed
+
+
+def _set_defaults(f, args):
+    "Let the arguments of `f` default to what `args` say."
+    value = lambda node: eval(compile(ast.Expression(node), "", "eval"), f.__globals__)
+    f.__defaults__ = tuple(value(d) for d in args.defaults) or None
+    named = zip(args.kwonlyargs, args.kw_defaults)
+    f.__kwdefaults__ = {a.arg: value(d) for a, d in named if d is not None} or None
+
+
+# ---- running tests in processes ----
+
+
+def in_children(work, tasks, jobs, folder):
+    "`work(task)` in a forked process for each task, `jobs` at once; yields (task, result or None)."
+    waiting, running = [*enumerate(tasks)][::-1], {}
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            number, task = waiting.pop()
+            pid = os.fork()
+            if not pid:
+                _be_child(work, task, folder / str(number))
+            running[pid] = task, folder / str(number)
+        pid, _ = os.wait()
+        task, path = running.pop(pid)
+        yield task, pickle.loads(path.read_bytes()) if path.exists() else None
+
+
+def _be_child(work, task, path):
+    "Do `work`, silently, leave its result at `path`, and end."
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    os.environ["PYTEST_DEBUG_TEMPROOT"] = tempfile.mkdtemp(dir=path.parent)
+    try:
+        result = pickle.dumps(work(task))
+        path.with_suffix(".part").write_bytes(result)
+        path.with_suffix(".part").rename(path)
+    finally:
+        os._exit(0)
+
+
+class Hunt:
+    "The pytest plugin that shows each change to the tests, in place of pytest's own loop."
+
+    def __init__(self, package, mutants, args):
+        self.package, self.mutants = package, mutants
+        self.jobs, self.limit = args.jobs, args.limit
+        self.outcomes = {}
+
+    def pytest_collection(self):
+        "Hypothesis shall report what it finds, and not look for the smallest example."
+        if "hypothesis" not in sys.modules:
+            return
+        from hypothesis import Phase, settings
+
+        phases = [Phase.explicit, Phase.generate]
+        settings.register_profile("mutate", settings(settings.default, phases=phases))
+        settings.load_profile("mutate")
+
+    def pytest_runtest_logreport(self, report):
+        self.failed = self.failed or report.failed
+
+    def passes(self, item, after=None):
+        "Whether the test `item` passes; `after` is the one that follows."
+        self.failed = False
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+        return not self.failed
+
+    def pytest_runtestloop(self, session):
+        for name in {m.module for m in self.mutants}:
+            importlib.import_module(name.removesuffix(".__init__"))
+        self.items, self.live = session.items, live_functions(self.package)
+        gc.collect()
+        gc.freeze()  # so that children share the memory
+        with tempfile.TemporaryDirectory() as folder:
+            self.look(Path(folder))
+            for m, noticed in in_children(self.show, self.mutants, self.jobs, Path(folder) / "m"):
+                self.outcomes[m] = noticed
+                if noticed == "":
+                    print(f"\n{m}", flush=True)
+        return True
+
+    def look(self, folder):
+        "Run every test as things are, and note its time and what it calls."
+        for name in ("look", "m"):
+            (folder / name).mkdir()
+        parts = [range(i, len(self.items), self.jobs) for i in range(self.jobs)]
+        self.calls, self.times = {}, {}
+        for part, found in in_children(self.trace, parts, self.jobs, folder / "look"):
+            if found is None:
+                raise RuntimeError("pytest ended in the middle of the tests, with nothing changed")
+            for i, (good, seconds, called) in zip(part, found, strict=True):
+                if good:
+                    self.calls[i], self.times[i] = called, seconds
+                else:
+                    print(f"left out, for it fails as it is: {self.items[i].nodeid}")
+
+    def trace(self, part):
+        found, prefix, called = [], str(self.package), set()
+
+        def note(frame, event, arg):
+            if frame.f_code.co_filename.startswith(prefix):
+                called.add((frame.f_code.co_filename, frame.f_code.co_qualname))
+
+        threading.settrace(note)
+        for i in part:
+            called.clear()
+            start = time.process_time()
+            sys.settrace(note)
+            good = self.passes(self.items[i])
+            sys.settrace(None)
+            found.append((good, time.process_time() - start, set(called)))
+        return found
+
+    def show(self, mutant):
+        "The first test that notices `mutant`, '' if none does, or False if it cannot be made."
+        if not install(mutant, self.live):
+            return False
+        here = str(mutant.path), mutant.reached
+        tests = [i for i, called in self.calls.items() if here in called]
+        tests.sort(key=lambda i: (len(self.calls[i]), self.times[i]))
+        for i, after in zip(tests, [*tests[1:], None]):
+            seconds = self.limit + 10 * self.times[i]
+            signal.setitimer(signal.ITIMER_PROF, seconds)  # the end of endless loops
+            if not self.passes(self.items[i], None if after is None else self.items[after]):
+                return self.items[i].nodeid
+        return ""
+
+
+# ---- the command ----
+
+
+def parsed(argv):
+    "What the command line says."
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--only", nargs="+", metavar="NAME", help="functions, such as tanh, 'log*', Adam.step")
+    add("--modules", nargs="+", metavar="NAME", help="all functions of nn, optim, operators.shapes")
+    add("--tests", nargs="+", metavar="FILE", help="by default all that test functions")
+    add("--sample", type=int, metavar="N", help="try N of the changes")
+    add("--seed", type=int, default=0, help="which N these are")
+    add("--jobs", type=int, default=os.cpu_count(), metavar="N", help="how many at once")
+    add("--limit", type=float, default=2, metavar="S", help="CPU seconds after which a test hangs")
+    add("--list", action="store_true", help="print the changes, and try none")
+    add("--equivalent", action="store_true", help="try those listed as equivalent, instead")
+    return parser.parse_args(argv)
+
+
+def main(argv=None, package=ROOT / "minima"):
+    "Try what the command line asks for; the exit status is 1 if a change survives."
+    args, start = parsed(argv), time.monotonic()
+    wanted, everything = choose(args, package)
+    listed = [m for m in wanted if m.key in EQUIVALENT]
+    tried = listed if args.equivalent else [m for m in wanted if m.key not in EQUIVALENT]
+    if args.sample is not None and args.sample < len(tried):
+        tried = random.Random(args.seed).sample(tried, args.sample)
+    if args.list:
+        print(*tried, sep="\n\n")
+        return 0
+    for name in THREADS:
+        os.environ[name] = "1"
+    outcomes = hunt(tried, package, args) if tried else {}
+    counts = Counter("untried" if n is False else "survived" if n == "" else "noticed"
+                     for n in outcomes.values())  # fmt: skip
+    stale = sorted(EQUIVALENT.keys() - {m.key for m in everything})
+    stale += [m.key for m, noticed in outcomes.items() if noticed != "" and args.equivalent]
+    print(*(f"in equivalent_mutants.py, but no longer so: {key}" for key in stale), sep="\n")
+    print(
+        f"{len(tried)} changes to {len({(m.path, m.function) for m in tried})} functions: "
+        f"{counts['noticed']} noticed, {counts['survived']} survived, "
+        f"{counts['untried']} could not be made; {len(listed)} are listed as equivalent; "
+        f"{time.monotonic() - start:.0f} s"
+    )
+    return int(bool(stale) or (counts["survived"] > 0 and not args.equivalent))
+
+
+def hunt(mutants, package, args):
+    "What notices each of the `mutants`."
+    import pytest
+
+    folder = package.parent / "tests"
+    files = [p for p in sorted(folder.glob("test_*.py")) if p.stem[5:] not in ELSEWHERE]
+    quiet = "-s -qq --no-header --no-summary --tb=native -p no:cacheprovider -p no:faulthandler"
+    plugin = Hunt(package, mutants, args)
+    os.chdir(package.parent)
+    pytest.main([*quiet.split(), *(args.tests or map(str, files))], plugins=[plugin])
+    return plugin.outcomes
+
+
+if __name__ == "__main__":
+    sys.exit(main())
