@@ -348,8 +348,8 @@ def _widened(
         if not is_floating(value.dtype):
             return out
         dtype = xp.result_type(get_default_dtype(), xp.float32)
-        arrays = [xp.astype(a, dtype) if hasattr(a, "dtype") else a for a in arrays]
-        return read(xp, *arrays, **settings)
+        first, *others = arrays
+        return read(xp, xp.astype(xp.asarray(first), dtype), *others, **settings)
 
     return reading
 
