@@ -120,7 +120,8 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self):
-        extra = (
+        extra = [f"shape={self.shape}"] if self.ndim > 1 and not self.size else []
+        extra += (
             [f"dtype={self.dtype}"]
             if self.dtype not in (get_default_dtype(), np.dtype("int64"), np.dtype("bool"))
             else []
