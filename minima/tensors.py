@@ -120,7 +120,8 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self):
-        extra = (
+        extra = [f"shape={self.shape}"] if self.ndim > 1 and not self.size else []
+        extra += (
             [f"dtype={self.dtype}"]
             if self.dtype not in (get_default_dtype(), np.dtype("int64"), np.dtype("bool"))
             else []
@@ -348,8 +349,8 @@ def _widened(
         if not is_floating(value.dtype):
             return out
         dtype = xp.result_type(get_default_dtype(), xp.float32)
-        arrays = [xp.astype(a, dtype) if hasattr(a, "dtype") else a for a in arrays]
-        return read(xp, *arrays, **settings)
+        first, *others = arrays
+        return read(xp, xp.astype(xp.asarray(first), dtype), *others, **settings)
 
     return reading
 

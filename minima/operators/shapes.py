@@ -105,6 +105,7 @@ def expand_dims(xp, a, *, axis):
 @op
 def flip(xp, a, *, axis=None):
     "`a` backwards along `axis` (None for all, an int or a tuple)."
+    axis = _axes(axis, a.ndim)
     return xp.flip(a, axis=axis), lambda g: xp.flip(g, axis=axis)
 
 
