@@ -28,9 +28,10 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     backend tensors autograd
     operators.elementwise operators.reductions operators.shapes operators.products operators
-    random testing init
+    random testing.gradients init
     nn.module nn.functional nn.layers nn.normalization nn.dropout nn.losses nn
     optim.optimizers optim.adaptive optim.clipping optim.schedules optim.policies optim
+    testing.conformance testing
     data serialization trainer algorithms* functional
     kernels* cuda capture visualize
     minima __main__
