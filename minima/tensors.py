@@ -301,8 +301,9 @@ def _settled(out, xp, arrays, settings):
     is_floating = backend_of(out).is_floating
     if "dtype" in settings or not is_floating(out.dtype):
         return out
-    floats = [a.dtype for a in arrays if hasattr(a, "dtype") and is_floating(a.dtype)]
-    if out.dtype in floats:
+    dtypes = [a.dtype for a in arrays if type(a) is type(out)]
+    floats = [dtype for dtype in dtypes if is_floating(dtype)]
+    if out.dtype in floats or not dtypes:  # or it has just come from another device
         return out
     return xp.astype(out, xp.result_type(*floats) if floats else get_default_dtype())
 

@@ -30,9 +30,10 @@ ORDER = """
     operators.elementwise operators.reductions operators.shapes operators.products
     operators.further operators
     autograd.functional random autograd.checkpointing autograd.anomaly autograd
-    testing init
+    testing.gradients init
     nn.module nn.functional nn.layers nn.normalization nn.dropout nn.losses nn
     optim.optimizers optim.adaptive optim.clipping optim.schedules optim.policies optim
+    testing.conformance testing
     data serialization trainer algorithms* functional
     kernels* cuda capture visualize
     minima __main__

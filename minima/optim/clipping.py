@@ -48,7 +48,7 @@ def _total_norm(gradients, kind):
     first, norms = backend_of(gradients[0]), []
     for g in gradients:
         xp = backend_of(g).xp
-        wide = xp.astype(g, xp.float32) if g.dtype.itemsize < 4 else g
+        wide = xp.astype(g, xp.float32) if wrap(g).dtype.itemsize < 4 else g
         norms.append(first.device_of(gradients[0]).put(_norm(xp, wide, kind)))
     total = first.xp.asarray(_norm(first.xp, first.xp.stack(norms), kind))
     return first.xp.astype(total, first.xp.result_type(*(g.dtype for g in gradients)))
