@@ -55,6 +55,10 @@ def test_close_as_in_torch(torch):
             assert Tensor(pair[0]).allclose(Tensor(pair[1]), **options) is theirs[i].item()
 
 
+def test_integers_can_be_close():
+    assert ops.isclose(Tensor([1, 2]), Tensor([1, 3])).tolist() == [True, False]
+
+
 @pytest.mark.parametrize("name", ["floor_divide", "remainder"])
 def test_division_with_remainder_as_in_torch(name, torch):
     a, b = np.array([7, -7, 7, -7, 0]), np.array([2, 2, -2, -2, 3])

@@ -281,7 +281,8 @@ ROWS = [
     Row("masked_fill", lambda a, m: ops.masked_fill(a, m, 7.0),
         lambda torch, a, m: a.masked_fill(m, 7.0), [((3, 4), (4,)), ((), ()), ((0,), (0,))],
         (normal, mask)),
-    Row("isclose", ops.isclose, "isclose", PAIRS, below(2), smooth=False),
+    Row("isclose", ops.isclose, "isclose", PAIRS, lambda rng, shape: 1.0 * below(2)(rng, shape),
+        smooth=False),
     # choosing
     Row("maximum", ops.maximum, "maximum", PAIRS),
     Row("minimum", ops.minimum, "minimum", PAIRS),

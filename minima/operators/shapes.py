@@ -237,7 +237,9 @@ def getitem(
 ):
     "The elements of `a` that `key` picks, by NumPy's rules; gradients flow back to them."
     key = key if isinstance(key, tuple) else (key,)
-    key = tuple(Tensor(k, dtype="int64") if isinstance(k, list) and not k else k for k in key)
+    if [] in [k for k in key if isinstance(k, list)]:  # which would be floats
+        nowhere = Tensor([], dtype="int64", device=_tensor(a).device)
+        key = tuple(nowhere if isinstance(k, list) and not k else k for k in key)
     is_array = [isinstance(k, (Tensor, list)) or hasattr(k, "dtype") for k in key]
     indices = [k for k, here in zip(key, is_array) if here]
     key = tuple(_HERE if here else k for k, here in zip(key, is_array))
