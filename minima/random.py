@@ -40,7 +40,7 @@ from threading import Lock
 import numpy as np
 
 from .autograd.tape import ShapeError
-from .backend import get_default_dtype
+from .backend import as_dtype, get_default_dtype, is_floating
 
 # %% ../nbs/11_random.ipynb #f8a02972
 # ---- what may be asked for ----
@@ -78,8 +78,8 @@ def _as_word(name, number):
 
 def _as_floating(dtype):
     "`dtype` (None for the default) as a NumPy dtype. Raises TypeError if it is not floating."
-    dtype = np.dtype(get_default_dtype() if dtype is None else dtype)
-    if dtype.kind != "f":
+    dtype = np.dtype(as_dtype(get_default_dtype() if dtype is None else dtype))
+    if not is_floating(dtype):
         raise TypeError(f"uniform and normal numbers are floating; got dtype {dtype.name!r}")
     return dtype
 

@@ -12,6 +12,7 @@ import pytest
 from test_operators import ROWS, SCALARS, numbers
 
 import minima as mi
+from minima import nn
 from minima import operators as ops
 from minima.autograd import Tensor, grad, op
 from minima.backend import as_dtype, get_default_dtype, is_floating, set_default_dtype
@@ -345,6 +346,8 @@ def test_any_floating_dtype_may_be_the_default(dtype):
         assert Tensor(np.ones(1, "float32")).dtype == "float32" and Tensor([1]).dtype == "int64"
         assert (Tensor(np.ones(1, "float32")) + [0.5]).dtype == "float32"
         assert "dtype" not in repr(Tensor([1.5]))
+        y = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Tanh())(mi.init.rand(2, 4))
+        assert y.dtype == as_dtype(dtype) and mi.init.randn(3).dtype == y.dtype
     finally:
         set_default_dtype(before)
 
