@@ -19,6 +19,7 @@ What is left out: dropping whole channels.
 
 # %% ../../nbs/21_dropout.ipynb #9022e9a7
 from . import functional as F
+from .functional.layers import _check_probability
 from .module import Module
 
 # %% ../../nbs/21_dropout.ipynb #47d81710
@@ -30,7 +31,7 @@ class Dropout(Module):
         p=0.5,  # the probability that a number is zeroed
         generator=None,  # where the masks come from; None means minima's own
     ):
-        F._check_probability(type(self).__name__, p)
+        _check_probability(type(self).__name__, p)
         self.p, self.generator = p, generator
 
     def forward(self, x):

@@ -26,6 +26,14 @@ from .. import init
 from .. import operators as ops
 from ..autograd import ShapeError
 from . import functional as F
+from minima.nn.functional.layers import (
+    _check_batch,
+    _check_dtype,
+    _check_eps,
+    _moments,
+    _tensor,
+    _update_running,
+)
 from .module import Buffer, Module, Parameter
 
 # %% ../../nbs/20_normalization.ipynb #1c99e223
@@ -33,7 +41,7 @@ class _Normalization(Module):
     "What all have in common: `eps`, and a scale and an offset to be learned."
 
     def __init__(self, shape, eps, weight, bias, device, dtype):
-        F._check_eps(type(self).__name__, eps)
+        _check_eps(type(self).__name__, eps)
         self.eps = eps
         self.weight = Parameter(init.ones(*shape, device=device, dtype=dtype)) if weight else None
         self.bias = Parameter(init.zeros(*shape, device=device, dtype=dtype)) if bias else None
@@ -123,12 +131,12 @@ class _BatchNorm(_Normalization):
     ):
         "Move the running statistics towards those of `x`; returns its mean and (biased) variance."
         x = self._checked(x)
-        F._check_batch(type(self).__name__, x)
+        _check_batch(type(self).__name__, x)
         if self.running_mean is None:
-            return F._moments(x)
+            return _moments(x)
         self.num_batches_tracked[...] = self.num_batches_tracked + 1
         momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-        return F._update_running(x, self.running_mean, self.running_var, momentum)
+        return _update_running(x, self.running_mean, self.running_var, momentum)
 
     def forward(self, x):
         x, tracks = self._checked(x), self.running_mean is not None
@@ -140,13 +148,13 @@ class _BatchNorm(_Normalization):
 
     def _checked(self, x):
         "`x` as a Tensor. Raises ShapeError unless it has one of the layer's forms."
-        x, name = F._tensor(x), type(self).__name__
+        x, name = _tensor(x), type(self).__name__
         if x.ndim not in self.forms or x.shape[1] != self.dim:
             fix = ": channels come second" if x.shape[-1:] == (self.dim,) else ""
             wanted = f"{' or '.join(self.forms.values())} with C = {self.dim}"
             raise ShapeError(f"{name} expects {wanted}, got {x.shape}{fix}")
         for like in (self.weight, self.running_mean):
-            F._check_dtype(name, x, like)
+            _check_dtype(name, x, like)
         return x
 
     def extra_repr(self):
