@@ -268,7 +268,7 @@ def surprise(xp, logits, labels, *, axis=1):
     at = xp.expand_dims(labels, axis=axis)
 
     def pull(g):
-        after = (1,) * (logits.ndim - 1 - axis)
+        after = (1,) * (logits.ndim - 1 - axis % logits.ndim)
         hit = at == xp.reshape(xp.arange(logits.shape[axis]), (-1, *after))
         return (xp.exp(log_p) - hit) * xp.expand_dims(g, axis=axis)
 
