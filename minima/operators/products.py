@@ -264,15 +264,16 @@ def dropout(xp, x, keep, *, p):
 @op
 def surprise(xp, logits, labels, *, axis=1):
     "-log softmax(`logits`)[label] for each integer in `labels`, which lack the `axis` of classes."
+    axis, last = axis % logits.ndim, logits.ndim - 1
     log_p = log_softmax.on(xp, logits, axis=axis)
-    at = xp.expand_dims(labels, axis=axis)
+    picked = xp.take_along_axis(log_p, xp.expand_dims(labels, axis=axis), axis=axis)
 
     def pull(g):
-        after = (1,) * (logits.ndim - 1 - axis % logits.ndim)
-        hit = at == xp.reshape(xp.arange(logits.shape[axis]), (-1, *after))
-        return (xp.exp(log_p) - hit) * xp.expand_dims(g, axis=axis)
+        hit = xp.expand_dims(labels, axis=-1) == xp.arange(logits.shape[axis])
+        hit = xp.permute_dims(hit, (*range(axis), last, *range(axis, last)))
+        return (xp.exp(log_p) - xp.astype(hit, log_p.dtype)) * xp.expand_dims(g, axis=axis)
 
-    return -xp.squeeze(xp.take_along_axis(log_p, at, axis=axis), axis=axis), pull
+    return -xp.squeeze(picked, axis=axis), pull
 
 
 @op

@@ -179,17 +179,19 @@ def _checks_indices(device):
 _PLAIN = {  # the arrays that these operations are shown, by letter: see `_inputs`
     "A": "negate exp expm1 sin cos abs sign floor round tanh sigmoid relu leaky_relu softplus silu "
     "erf gelu isfinite isinf isnan summation mean var std max min argmax argmin prod norm softmax "
-    "logsumexp log_softmax transpose tril triu sort argsort",
+    "logsumexp log_softmax huber transpose tril triu sort argsort",
     "P": "log log1p sqrt",
     "AR": "add subtract multiply divide maximum minimum",
     "AB": "equal not_equal less less_equal greater greater_equal",
     "IJ": "bitwise_and bitwise_or bitwise_xor logical_and logical_or logical_xor",
     "M": "bitwise_not logical_not any all",
     "PR": "power",
+    "QR": "binary_cross_entropy",
+    "AQ": "binary_cross_entropy_with_logits",
     "MAC": "where",
     "AW": "matmul",
     "AWS": "linear",
-    "AL": "cross_entropy",
+    "AL": "cross_entropy surprise",
 }
 _SPECIAL = {
     "summation over two axes": ("T", lambda a: ops.summation(a, axis=(0, -1), keepdims=True)),
@@ -247,7 +249,7 @@ def _inputs(dtype):
     shapes = dict(A=(3, 4), B=(3, 4), C=(3, 1), N=(), R=(4,), S=(1, 5), T=(2, 3, 4), W=(4, 5))
     away = lambda shape: rng.uniform(0.2, 3, shape) * rng.choice([-1, 1], shape)
     floats = {k: away(shape) for k, shape in shapes.items()}
-    floats |= {"P": np.abs(floats["A"]), "Z": np.zeros((0, 4))}
+    floats |= {"P": np.abs(floats["A"]), "Q": np.abs(floats["A"]) / 4, "Z": np.zeros((0, 4))}
     integers = {"I": rng.integers(0, 3, (3, 4)), "J": np.arange(4), "L": np.array([3, 0, 3])}
     arrays = {k: a.astype(dtype) for k, a in floats.items()} | integers
     return arrays | {"M": rng.random((3, 4)) < 0.5}
