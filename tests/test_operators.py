@@ -24,6 +24,11 @@ def positive(rng, shape):
     return rng.uniform(0.2, 3.0, size=shape)
 
 
+def share(rng, shape):
+    "Between 0 and 1, and not close to either."
+    return rng.uniform(0.1, 0.9, size=shape)
+
+
 def away(rng, shape):
     "Not near zero, where there may be a kink or a pole."
     return rng.uniform(0.2, 3.0, size=shape) * rng.choice([-1.0, 1.0], size=shape)
@@ -181,6 +186,22 @@ def normalised_by_layer(torch, x, *affine, axis, eps):
 def normalised_by_batch(torch, x, *affine, axis, eps):
     affine = dict(zip(("weight", "bias"), (p.reshape(-1) for p in affine)))
     return torch.nn.functional.batch_norm(x, None, None, training=True, eps=eps, **affine)
+
+
+def each_surprise(torch, logits, labels, axis=1):
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def yes_or_no(torch, z, t, w=None):
+    "PyTorch's own does not differentiate by `pos_weight`."
+    if w is None:
+        return torch.nn.functional.binary_cross_entropy_with_logits(z, t, reduction="none")
+    yes, no = torch.nn.functional.logsigmoid(z), torch.nn.functional.logsigmoid(-z)
+    return -t * w * yes - (1 - t) * no
+
+
+def huber(torch, d, delta=1.0):
+    return torch.nn.functional.huber_loss(d, torch.zeros_like(d), "none", delta)
 
 
 ONE = [((),), ((5,),), ((3, 4),), ((2, 1, 3),), ((0, 3),)]
@@ -512,6 +533,20 @@ ROWS = [
          ((3,), (3, 4)), ((0, 3), (3, 4), (1, 4)), ((1, 1), (1, 1), (1, 1))]),
     Row("cross_entropy", ops.cross_entropy, "nn.functional.cross_entropy",
         [((5, 3), (5,)), ((1, 4), (1,)), ((4, 3), (4,))], (normal, below(3))),
+    Row("surprise", ops.surprise, each_surprise,
+        [((5, 3), (5,)), ((2, 3, 4), (2, 4)), ((1, 3, 2, 2), (1, 2, 2)), ((0, 3), (0,))],
+        (normal, below(3)), [{}, {"axis": 1}]),
+    Row("surprise, of classes that come last", ops.surprise,
+        lambda torch, z, labels, axis: each_surprise(torch, z.movedim(-1, 1), labels),
+        [((5, 3), (5,)), ((2, 4, 3), (2, 4))], (normal, below(3)), [{"axis": -1}]),
+    Row("surprise, of one example", ops.surprise, each_surprise, [((3,), ())],
+        (normal, below(3)), [{"axis": 0}]),
+    Row("binary_cross_entropy_with_logits", ops.binary_cross_entropy_with_logits, yes_or_no,
+        [((), ()), ((3, 4), (3, 4)), ((3, 4), (3, 4), (4,)), ((0, 3), (0, 3), (3,))]),
+    Row("binary_cross_entropy", ops.binary_cross_entropy,
+        lambda torch, p, t: torch.nn.functional.binary_cross_entropy(p, t, reduction="none"),
+        [((), ()), ((3, 4), (3, 4)), ((0, 3), (0, 3))], share),
+    Row("huber", ops.huber, huber, ONE, away, [{}, {"delta": 0.1}, {"delta": 9.0}]),
     Row("normalize, a layer", ops.normalize, normalised_by_layer,
         [((4, 2, 3),), ((4, 2, 3), (2, 3), (2, 3))],
         settings=[{"axis": (1, 2), "eps": 1e-5}, {"axis": (-2, -1), "eps": 0.1}]),

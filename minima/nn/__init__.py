@@ -3,7 +3,17 @@
 from . import functional
 from .dropout import Dropout
 from .layers import GELU, Flatten, Identity, Linear, ReLU, Residual, Sigmoid, Softmax, Tanh
-from .losses import CrossEntropyLoss, MSELoss
+from .losses import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    SmoothL1Loss,
+)
 from .module import (
     Buffer,
     Module,
@@ -16,6 +26,8 @@ from .module import (
 from .normalization import BatchNorm1d, BatchNorm2d, LayerNorm, LayerNorm1d
 
 __all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
     "Buffer",
@@ -23,18 +35,23 @@ __all__ = [
     "Dropout",
     "Flatten",
     "GELU",
+    "HuberLoss",
     "Identity",
+    "KLDivLoss",
+    "L1Loss",
     "LayerNorm",
     "LayerNorm1d",
     "Linear",
     "MSELoss",
     "Module",
     "ModuleList",
+    "NLLLoss",
     "Parameter",
     "ReLU",
     "Residual",
     "Sequential",
     "Sigmoid",
+    "SmoothL1Loss",
     "Softmax",
     "Tanh",
     "functional",

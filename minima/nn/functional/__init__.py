@@ -1,0 +1,51 @@
+"""The operations of a network as plain functions: what layers compute, and how wrong the answer is."""
+
+from .layers import (
+    batch_norm,
+    dropout,
+    flatten,
+    gelu,
+    layer_norm,
+    linear,
+    log_softmax,
+    one_hot,
+    relu,
+    sigmoid,
+    softmax,
+    tanh,
+)
+from .losses import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    huber_loss,
+    kl_div,
+    l1_loss,
+    mse_loss,
+    nll_loss,
+    smooth_l1_loss,
+)
+
+__all__ = [
+    "batch_norm",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "cross_entropy",
+    "dropout",
+    "flatten",
+    "gelu",
+    "huber_loss",
+    "kl_div",
+    "l1_loss",
+    "layer_norm",
+    "linear",
+    "log_softmax",
+    "mse_loss",
+    "nll_loss",
+    "one_hot",
+    "relu",
+    "sigmoid",
+    "smooth_l1_loss",
+    "softmax",
+    "tanh",
+]
