@@ -35,7 +35,7 @@ import numpy as np
 from .autograd import Tensor, as_array
 from .backend import backend_of
 from .nn.layers import Linear
-from .nn.module import _inside, role_of, walk
+from .nn.module import _inside, _is_saved, walk
 
 # %% ../nbs/33_serialization.ipynb #7822f668
 # ---- writing ----
@@ -333,7 +333,7 @@ _FROM_TORCH = {None: lambda a: a, "weight": lambda a: a.T, "bias": lambda a: a[N
 
 def _leaves(thing, path="", part=None, above=()):
     "All that PyTorch has a name for, as (name, Tensor, which part of a Linear it is, or None)."
-    if role_of(thing) in ("parameter", "buffer"):
+    if _is_saved(thing):
         yield path, thing, part
     elif id(thing) not in above:
         for name, inner in _inside(thing):

@@ -31,7 +31,8 @@ ORDER = """
     operators.further operators
     autograd.functional random autograd.checkpointing autograd.anomaly autograd
     testing init
-    nn.module nn.functional nn.layers nn.normalization nn.dropout nn.losses nn
+    nn.module nn.functional nn.hooks nn.containers
+    nn.layers nn.normalization nn.dropout nn.losses nn.summary nn
     optim.optimizers optim.adaptive optim.clipping optim.schedules optim.policies optim
     data serialization trainer algorithms* functional
     kernels* cuda capture visualize

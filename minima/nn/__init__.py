@@ -1,15 +1,15 @@
 """Networks: what a model is made of. Layers are modules; `functional` has them as plain functions."""
 
 from . import functional
+from .containers import ModuleDict, ModuleList, Sequential
 from .dropout import Dropout
+from .hooks import HookHandle
 from .layers import GELU, Flatten, Identity, Linear, ReLU, Residual, Sigmoid, Softmax, Tanh
 from .losses import CrossEntropyLoss, MSELoss
 from .module import (
     Buffer,
     Module,
-    ModuleList,
     Parameter,
-    Sequential,
     _child_modules,
     _unpack_params,
 )
@@ -23,12 +23,14 @@ __all__ = [
     "Dropout",
     "Flatten",
     "GELU",
+    "HookHandle",
     "Identity",
     "LayerNorm",
     "LayerNorm1d",
     "Linear",
     "MSELoss",
     "Module",
+    "ModuleDict",
     "ModuleList",
     "Parameter",
     "ReLU",
