@@ -4,7 +4,22 @@ from . import functional
 from .containers import ModuleDict, ModuleList, Sequential
 from .dropout import Dropout
 from .hooks import HookHandle
-from .layers import GELU, Flatten, Identity, Linear, ReLU, Residual, Sigmoid, Softmax, Tanh
+from .layers import (
+    GELU,
+    Embedding,
+    Flatten,
+    Identity,
+    LeakyReLU,
+    Linear,
+    LogSoftmax,
+    ReLU,
+    Residual,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
 from .losses import CrossEntropyLoss, MSELoss
 from .module import (
     Buffer,
@@ -21,13 +36,16 @@ __all__ = [
     "Buffer",
     "CrossEntropyLoss",
     "Dropout",
+    "Embedding",
     "Flatten",
     "GELU",
     "HookHandle",
     "Identity",
     "LayerNorm",
     "LayerNorm1d",
+    "LeakyReLU",
     "Linear",
+    "LogSoftmax",
     "MSELoss",
     "Module",
     "ModuleDict",
@@ -36,8 +54,10 @@ __all__ = [
     "ReLU",
     "Residual",
     "Sequential",
+    "SiLU",
     "Sigmoid",
     "Softmax",
+    "Softplus",
     "Tanh",
     "functional",
 ]
