@@ -479,6 +479,18 @@ def test_assign_takes_the_arrays_and_keeps_the_objects():
     assert model[0].weight.dtype == "float64"
 
 
+def test_loading_between_a_forward_and_its_backward_is_noticed(torch):
+    for n, x, words in (
+        (nn, Tensor([[1.0, 2.0]], requires_grad=True), "load_state_dict"),
+        (torch.nn, torch.ones(1, 2, requires_grad=True), "inplace"),
+    ):
+        model = n.Linear(2, 1)
+        y = model(x).sum()
+        model.load_state_dict(model.state_dict())
+        with pytest.raises(RuntimeError, match=words):
+            y.backward()
+
+
 def test_a_tied_parameter_is_loaded_by_any_of_its_names():
     def build():
         model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))

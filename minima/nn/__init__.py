@@ -1,9 +1,8 @@
 """Networks: what a model is made of. Layers are modules; `functional` has them as plain functions."""
 
-from . import functional
+from . import functional, hooks
 from .containers import ModuleDict, ModuleList, Sequential
 from .dropout import Dropout
-from .hooks import HookHandle
 from .layers import (
     GELU,
     Embedding,
@@ -29,6 +28,7 @@ from .module import (
     _unpack_params,
 )
 from .normalization import BatchNorm1d, BatchNorm2d, LayerNorm, LayerNorm1d
+from .summary import Summary, summary
 
 __all__ = [
     "BatchNorm1d",
@@ -39,7 +39,6 @@ __all__ = [
     "Embedding",
     "Flatten",
     "GELU",
-    "HookHandle",
     "Identity",
     "LayerNorm",
     "LayerNorm1d",
@@ -58,6 +57,9 @@ __all__ = [
     "Sigmoid",
     "Softmax",
     "Softplus",
+    "Summary",
     "Tanh",
     "functional",
+    "hooks",
+    "summary",
 ]

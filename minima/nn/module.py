@@ -25,7 +25,7 @@ where it arose.
 from reprlib import recursive_repr
 from typing import NamedTuple
 
-from ..autograd import ShapeError, Tensor, as_array, tensor
+from ..autograd import ShapeError, Tensor, as_array, tensor, wrote
 from ..backend import backend_of
 from ..operators import to
 
@@ -368,6 +368,7 @@ class Module:
                 t.data, t.grad = array, None
             else:
                 t.array[...] = array
+                wrote(t.array, "load_state_dict()")
         return found
 
     # ---- printing ----
