@@ -353,6 +353,21 @@ def test_other_outputs_than_tensors_and_tuples_are_not_watched_and_that_is_said(
         assert log == [] and x.grad.tolist() == [2.0]
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_hooks_see_the_dtype_of_the_layer(torch, dtype):
+    told = []
+    for n, x in (
+        (nn, Tensor([[1.0, 2.0]], dtype=dtype, requires_grad=True)),
+        (torch.nn, torch.ones(1, 2, dtype=getattr(torch, dtype), requires_grad=True)),
+    ):
+        layer, log = n.Linear(2, 3).to(x.dtype), []
+        layer.register_full_backward_hook(lambda m, i, o, log=log: log.extend([*i, *o]))
+        layer.register_full_backward_pre_hook(lambda m, o, log=log: log.append(o[0]))
+        layer(x).sum().backward()
+        told.append([str(g.dtype).split(".")[-1] for g in [*log, x.grad]])
+    assert told[0] == told[1] == [dtype] * 4
+
+
 def test_a_named_tuple_stays_one():
     from minima.operators import sort
 

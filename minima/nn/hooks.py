@@ -51,6 +51,9 @@ def _pass(xp, token, a, *, gate, i):
     return a, lambda g: gate.arrive(i, g, token)
 
 
+_meet.readings.computes = _pass.readings.computes = False  # they only move what they are given
+
+
 class _Gate:
     "Where the cotangents of several Tensors wait until all are there, to be shown together."
 
@@ -71,13 +74,20 @@ class _Gate:
             came, self.waiting = self.waiting, {}
             shown = [None] * self.size
             for j, place in enumerate(self.places):
-                g = came.get(j, xp.zeros_like(arrays[j]) if self.fill else None)
-                shown[place] = g if g is None or isinstance(g, Tensor) else Tensor(g)
+                if j in came or self.fill:
+                    shown[place] = _coming(xp, came.get(j), arrays[j])
             on_arrays = not isinstance(arrays[0], Tensor)
             with no_grad() if on_arrays else nullcontext():
                 found = self.show(tuple(shown))
             self.ready = [_going(xp, found[p], arrays[j]) for j, p in enumerate(self.places)]
         return self.ready[i]
+
+
+def _coming(xp, g, like):
+    "A cotangent, or zeros if it is None, as hooks see it: a Tensor of the dtype of `like`."
+    g = xp.zeros_like(like) if g is None else g
+    g = g if g.dtype == like.dtype else xp.astype(xp.asarray(g), like.dtype)
+    return g if isinstance(g, Tensor) else Tensor(g)
 
 
 def _going(xp, g, like):
