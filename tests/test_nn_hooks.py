@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minima import nn
-from minima.autograd import Tensor, grad, no_grad, op
+from minima.autograd import Tensor, grad, is_grad_enabled, no_grad, op
 from minima.nn.hooks import _through_gate
 from minima.testing import gradcheck
 
@@ -401,6 +401,28 @@ def test_a_hook_may_compute_with_parameters_without_being_recorded():
     layer(x).sum().backward()
     assert x.grad.tolist() == [9.0] and not x.grad.requires_grad
     assert layer.factor.grad.tolist() == [1.0]
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
+def test_hooks_are_recorded_only_where_the_walk_back_is(torch):
+    for n, x, on in (
+        (nn, Tensor([2.0], requires_grad=True), is_grad_enabled),
+        (torch.nn, torch.ones(1, requires_grad=True), torch.is_grad_enabled),
+    ):
+        layer, log = n.Tanh(), []
+        layer.register_full_backward_pre_hook(lambda m, o, on=on, log=log: log.append(on()))
+        layer.register_full_backward_hook(lambda m, i, o, on=on, log=log: log.append(on()))
+        layer(x).sum().backward()
+        layer(x).sum().backward(create_graph=True)
+        assert log == [False, False, True, True]
+
+
+def test_where_nothing_is_recorded_the_very_tensors_go_in_and_out():
+    layer, x = nn.Identity(), Tensor([1.0], requires_grad=True)
+    layer.register_full_backward_hook(lambda *_: None)
+    with no_grad():
+        assert layer(x) is x
+    assert layer(x) is not x and layer(x.detach()).requires_grad is False
 
 
 def test_what_a_hook_keeps_is_not_changed_later():

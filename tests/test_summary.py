@@ -8,7 +8,7 @@ import pytest
 
 from minima import nn
 from minima import operators as ops
-from minima.autograd import Tensor, no_grad, tape
+from minima.autograd import Tensor, is_grad_enabled, no_grad, tape
 from minima.nn.summary import Summary
 from minima.random import Generator, default_generator
 
@@ -163,6 +163,20 @@ def test_what_is_shared_is_counted_once():
     tied[1].weight = tied[0].weight
     table = tied.summary(zeros(2, 3))
     assert [row.parameters for row in table.rows] == [0, 9, 0] and table.parameter_bytes == 36
+
+
+def test_an_input_that_comes_out_again_takes_no_bytes():
+    assert nn.Sequential(nn.Identity(), nn.Dropout(0.5)).summary(zeros(2, 3)).bytes == 0
+
+
+def test_nothing_is_recorded_and_products_of_a_module_without_hooks_are_the_roots():
+    class Own(nn.Module):
+        def __call__(self, x):
+            assert not is_grad_enabled()
+            return x @ x.T
+
+    assert Own().summary(zeros(2, 3)).rows[0].multiply_adds == 12
+    assert nn.Sequential(Own()).summary(zeros(2, 3)).rows[0].multiply_adds == 12
 
 
 def test_a_module_that_is_not_called_or_returns_no_tensor():

@@ -307,8 +307,6 @@ class Module:
         dtype=None,  # a floating dtype
     ):
         "Move all Parameters and Buffers, or give floating ones another dtype. Returns itself."
-        if isinstance(device, Tensor):
-            device, dtype = device.device, device.dtype
         for t in self.parameters() + self.buffers():
             moved = to(t.data, device, dtype)
             if not backend_of(t.array).is_floating(t.dtype):
