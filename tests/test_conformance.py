@@ -205,6 +205,36 @@ def test_a_list_of_skips_cannot_rot(strict):
     assert "no such check: there is no such check" in faults[1]
 
 
+LOSSES = {
+    # of scores (or probabilities), labels, truth values and weights of classes
+    "cross_entropy": lambda F, z, p, labels, yes, w: F.cross_entropy(z, labels),
+    "ignored": lambda F, z, p, labels, yes, w: F.cross_entropy(z, labels, w, 1, "mean", 0.1),
+    "probabilities": lambda F, z, p, labels, yes, w: F.cross_entropy(z, p, w),
+    "nll_loss": lambda F, z, p, labels, yes, w: F.nll_loss(z, labels, w, 1),
+    "logits": lambda F, z, p, labels, yes, w: F.binary_cross_entropy_with_logits(z, yes, w),
+    "binary": lambda F, z, p, labels, yes, w: F.binary_cross_entropy(p, yes, w),
+    "kl_div": lambda F, z, p, labels, yes, w: F.kl_div(z, yes, "batchmean"),
+    "smooth": lambda F, z, p, labels, yes, w: F.smooth_l1_loss(z, yes) + F.l1_loss(z, p),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_numpys_with_all_their_options(name, strict):
+    rng = np.random.default_rng(0)
+    inputs = [normal(rng, (4, 3)), rng.uniform(0.1, 0.9, (4, 3)), np.array([0, 1, 2, 1])]
+    inputs += [rng.random((4, 3)) < 0.5, np.array([0.5, 1.0, 2.0])]
+    found = []
+    for device in ("cpu", STRICT):
+        z, p, *others = (Tensor(a, device=device) for a in inputs)
+        z, p = z.requires_grad_(), p.requires_grad_()
+        loss = LOSSES[name](nn.functional, z, p, *others)
+        found.append([loss, *grad(loss, [z, p], allow_unused=True)])
+    for ours, theirs in zip(*found, strict=True):
+        if ours is not None:
+            np.testing.assert_allclose(theirs.detach().to("cpu"), ours.detach(), rtol=1e-12)
+
+
+
 def test_the_suite_reads_every_rule(strict):
     read, rules = set(), {}
     pages = "elementwise reductions shapes indexing products further".split()

@@ -409,6 +409,54 @@ def _(torch):
     assert np.isfinite(ours.item()) and theirs.isnan()
 
 
+@differs("mean loss of an empty batch")
+def _(torch):
+    theirs, nothing = torch.nn.functional, torch.zeros(0, 3)
+    for name in ("mse_loss", "binary_cross_entropy_with_logits", "kl_div", "cross_entropy"):
+        with pytest.raises(ValueError, match="empty batch"):
+            getattr(nn.functional, name)(none(0, 3), none(0, 3))
+        assert getattr(theirs, name)(nothing, nothing).isnan()
+
+
+@differs("`cross_entropy`: probability 0 for a class of score -inf")
+def _(torch):
+    scores, truth = array([0, -INF]), array([1, 0])
+    assert nn.functional.cross_entropy(scores, truth).item() == 0.0
+    assert torch.nn.functional.cross_entropy(torch.tensor(scores), torch.tensor(truth)).isnan()
+
+
+@differs("`binary_cross_entropy_with_logits`: tiny losses")
+def _(torch):
+    loss, z, t = "binary_cross_entropy_with_logits", array(-40), array(0)
+    assert getattr(nn.functional, loss)(z, t).item() == pytest.approx(np.exp(-40), rel=1e-6, abs=0)
+    assert getattr(torch.nn.functional, loss)(torch.tensor(z), torch.tensor(t)).item() == 0.0
+
+
+@differs("integers as targets of `BCELoss`, `BCEWithLogitsLoss`, `KLDivLoss`")
+def _(torch):
+    for name in ("BCELoss", "BCEWithLogitsLoss", "KLDivLoss"):
+        loss, theirs = getattr(nn, name)(), getattr(torch.nn, name)()
+        assert loss(array(0.5, 0.25), [0, 1]).item() == loss(array(0.5, 0.25), array(0, 1)).item()
+        assert refuses(lambda f=theirs: f(torch.tensor([0.5, 0.25]), torch.tensor([0, 1])))
+
+
+@differs("shapes of `input` and `target`")
+def _(torch):
+    for name in ("mse_loss", "l1_loss", "huber_loss", "smooth_l1_loss", "kl_div"):
+        assert refuses(lambda f=name: getattr(nn.functional, f)(none(3, 1), none(3)))
+        assert getattr(torch.nn.functional, name)(torch.zeros(3, 1), torch.zeros(3)).item() == 0.0
+
+
+@differs("weights of a loss in another dtype")
+def _(torch):
+    scores, weight, theirs = none(2, 3), np.ones(3), torch.nn.functional.cross_entropy
+    for target in (np.array([0, 1]), none(2, 3)):
+        assert nn.functional.cross_entropy(scores, target, weight).dtype == "float32"
+    scores, weight = torch.tensor(scores), torch.tensor(weight)
+    assert refuses(lambda: theirs(scores, torch.tensor([0, 1]), weight))
+    assert theirs(scores, scores, weight).dtype == torch.float64
+
+
 @differs("clipping: a parameter listed twice")
 def _(torch):
     ours, theirs = nn.Parameter([0.0]), torch.zeros(1, requires_grad=True)

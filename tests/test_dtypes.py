@@ -134,9 +134,10 @@ def faults(torch, row, dtype):
 SMALL = " ".join(INTEGERS)
 DIFFERENCES = [
     ("fractions of integers", "PyTorch refuses", f"{SMALL} bool",
-     "mean var std norm softplus gelu leaky_relu normalize"),
+     "mean var std norm softplus gelu leaky_relu normalize surprise huber"),
     ("fractions of integers", "PyTorch refuses", SMALL,
-     "silu softmax log_softmax round cross_entropy"),
+     "silu softmax log_softmax round cross_entropy binary_cross_entropy "
+     "binary_cross_entropy_with_logits"),
     *(("fractions of integers", f"float32, not {dtype}", dtype, "softmax log_softmax")
       for dtype in (*INTEGERS, "bool")),  # PyTorch returns nothing, in the wrong dtype
     ("arithmetic with `bool`", "PyTorch refuses", "bool",

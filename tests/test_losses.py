@@ -178,6 +178,19 @@ def test_shapes_are_compared_and_never_broadcast(name):
         function(*row.arrays((3,)), reduction="max")
 
 
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 3), (2, 1), (2, 3)])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_weights_of_yes_or_no_broadcast_as_in_torch(torch, shape, reduction):
+    weight = share(*shape)
+    for name, inputs, options in [
+        ("binary_cross_entropy_with_logits", (normal, share), {"weight": weight}),
+        ("binary_cross_entropy_with_logits", (normal, share), {"pos_weight": weight}),
+        ("binary_cross_entropy", (share, share), {"weight": weight}),
+    ]:
+        ours, theirs = both(torch, name, reduction=reduction, **options)
+        vs_torch(ours, theirs, [make(2, 3, seed=2) for make in inputs], verbose=False)
+
+
 # ---- at the edges ----
 
 
