@@ -384,10 +384,24 @@ def _(torch):
         assert (x is start) == same and start.tolist() == [2.0 if same else 1.0]
 
 
-@differs("methods that write (`add_`, `zero_`)")
+@differs("methods that write")
 def _(torch):
-    for name in ("add_", "mul_", "zero_", "fill_", "copy_"):
+    for name in ("add_", "mul_", "relu_", "clamp_"):
         assert not hasattr(Tensor, name) and hasattr(torch.Tensor, name)
+
+
+@differs("`//` and `%` of integers by zero")
+def _(torch):
+    zero = array(0, 0, 0, dtype="int64")
+    for f in (ops.floor_divide, ops.remainder):
+        assert f(Tensor(INTS), Tensor(zero)).tolist() == [0, 0, 0]
+        assert refuses(getattr(torch, f.__name__), torch.tensor(INTS), torch.tensor(zero))
+
+
+@differs("`masked_fill` of integers with a float")
+def _(torch):
+    assert ops.masked_fill(Tensor(INTS), BOOLS, 2.5).tolist() == [2.5, 0.0, 2.5]
+    assert torch.tensor(INTS).masked_fill(torch.tensor(BOOLS), 2.5).tolist() == [2, 0, 2]
 
 
 @differs("`x[i] = y` in a graph")
