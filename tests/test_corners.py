@@ -450,3 +450,10 @@ def test_every_row_of_READMEs_table_is_proved():
 @pytest.mark.parametrize("row", DIFFERENT)
 def test_the_difference_is_there(row, torch):
     DIFFERENT[row](torch)
+
+
+def test_a_basic_index_is_a_view_and_an_array_of_indices_a_copy_as_in_torch(torch):
+    for x in (Tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])):
+        x[0][1], x[:, 0][1], x.T[1, 1] = 20.0, 30.0, 40.0
+        x[[0]][0, 0], x.reshape(4)[0] = 50.0, 10.0
+        assert x.tolist() == [[10.0, 20.0], [30.0, 40.0]]
