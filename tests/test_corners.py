@@ -384,10 +384,24 @@ def _(torch):
         assert (x is start) == same and start.tolist() == [2.0 if same else 1.0]
 
 
-@differs("methods that write (`add_`, `zero_`)")
+@differs("methods that write")
 def _(torch):
-    for name in ("add_", "mul_", "zero_", "fill_", "copy_"):
+    for name in ("add_", "mul_", "relu_", "clamp_"):
         assert not hasattr(Tensor, name) and hasattr(torch.Tensor, name)
+
+
+@differs("`//` and `%` of integers by zero")
+def _(torch):
+    zero = array(0, 0, 0, dtype="int64")
+    for f in (ops.floor_divide, ops.remainder):
+        assert f(Tensor(INTS), Tensor(zero)).tolist() == [0, 0, 0]
+        assert refuses(getattr(torch, f.__name__), torch.tensor(INTS), torch.tensor(zero))
+
+
+@differs("`masked_fill` of integers with a float")
+def _(torch):
+    assert ops.masked_fill(Tensor(INTS), BOOLS, 2.5).tolist() == [2.5, 0.0, 2.5]
+    assert torch.tensor(INTS).masked_fill(torch.tensor(BOOLS), 2.5).tolist() == [2, 0, 2]
 
 
 @differs("`x[i] = y` in a graph")
@@ -484,3 +498,10 @@ def test_every_row_of_READMEs_table_is_proved():
 @pytest.mark.parametrize("row", DIFFERENT)
 def test_the_difference_is_there(row, torch):
     DIFFERENT[row](torch)
+
+
+def test_a_basic_index_is_a_view_and_an_array_of_indices_a_copy_as_in_torch(torch):
+    for x in (Tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])):
+        x[0][1], x[:, 0][1], x.T[1, 1] = 20.0, 30.0, 40.0
+        x[[0]][0, 0], x.reshape(4)[0] = 50.0, 10.0
+        assert x.tolist() == [[10.0, 20.0], [30.0, 40.0]]
