@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from minima import operators as ops
 from minima.autograd import ShapeError, Tensor, grad
+from minima.autograd.tape import _written
 from minima.backend import get_default_dtype, set_default_dtype
 from minima.testing import gradcheck, vs_torch
 
@@ -604,6 +605,54 @@ def test_a_rule_writes_into_nothing_that_it_is_given(row):
             again = grad(y, wanted, cotangent)  # what the pullbacks keep is unharmed, too
             for a, b in zip(first, again):
                 np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+# ---- written into, between the way forward and the walk back ----
+
+TOO_CAREFUL = {  # what keeps an array that the gradient only now and then depends on
+    "clip": "which numbers are inside is all that counts",
+    "power": "an exponent counts where the base is 0",
+    "prod": "the product of the others does not depend on an only element",
+}
+
+
+def filled(arrays, i, settings, row):
+    "The gradients before and after array `i` became nan, and whether the walk back refuses that."
+    leaves = [Tensor(a.copy(), requires_grad=a.dtype.kind == "f") for a in arrays]
+    y = row.ours_with(settings)(*leaves)
+    if not y.requires_grad:
+        return None
+    (cotangent,) = numbers(normal, [y.shape])
+    wanted = [t for t in leaves if t.requires_grad]
+    walk = lambda: [g.numpy() for g in grad(y, wanted, cotangent, retain_graph=True)]
+    before = walk()
+    leaves[i].detach()[...] = np.nan
+    try:
+        walk()
+    except RuntimeError as error:
+        assert "inplace operation" in str(error)
+        refused = True
+    else:
+        refused = False
+    _written.clear()  # now nobody knows
+    return before, walk(), refused
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("row", **BY_NAME)
+def test_overwriting_an_argument_is_refused_exactly_if_a_gradient_would_change(row):
+    name = row.name.partition(",")[0]
+    for shapes, settings in row.cases():
+        arrays = [np.array(a) for a in numbers(row.make, shapes)]
+        floating = [i for i, a in enumerate(arrays) if a.dtype.kind == "f"]
+        for i in floating if all(a.size for a in arrays) else ():
+            found = filled(arrays, i, settings, row)
+            if found is not None and found[0][0].size:
+                before, after, refused = found
+                changed = any((a != b).any() for a, b in zip(before, after))
+                assert refused or not changed, f"a wrong gradient: {shapes}, {settings}, array {i}"
+                if name not in TOO_CAREFUL:
+                    assert changed or not refused, f"refused for nothing: {shapes}, array {i}"
 
 
 # ---- indexing ----

@@ -270,7 +270,7 @@ def surprise(xp, logits, labels, *, axis=1):
     picked = xp.take_along_axis(log_p, xp.expand_dims(labels, axis=axis), axis=axis)
 
     def pull(g):
-        hit = xp.expand_dims(labels, axis=-1) == xp.arange(logits.shape[axis])
+        hit = xp.expand_dims(labels, axis=-1) == xp.arange(log_p.shape[axis])
         hit = xp.permute_dims(hit, (*range(axis), last, *range(axis, last)))
         return (xp.exp(log_p) - xp.astype(hit, log_p.dtype)) * xp.expand_dims(g, axis=axis)
 
