@@ -479,6 +479,23 @@ def _(torch):
     assert torch.nn.utils.clip_grad_norm_([theirs, theirs], 100.0).item() > 4.0
 
 
+@differs("`DataLoader` loads ahead")
+def _(torch):
+    ours, theirs = mi.data.DataLoader, torch.utils.data.DataLoader
+    assert [x.tolist() for x in ours(range(3), prefetch=2)] == [[0], [1], [2]]
+    assert theirs(range(3), num_workers=2).num_workers == 2
+    assert refuses(lambda: ours(range(3), num_workers=2))
+    assert refuses(lambda: theirs(range(3), prefetch=2))
+
+
+@differs("a batch of tuples", "a batch of Python's floats")
+def _(torch):
+    (ours,) = mi.data.DataLoader([(1.0, 2)], 1)
+    (theirs,) = torch.utils.data.DataLoader([(1.0, 2)], 1)
+    assert type(ours) is tuple and type(theirs) is list
+    assert ours[0].dtype == "float32" and theirs[0].dtype == torch.float64
+
+
 @differs("errors in shapes")
 def _(torch):
     ours = nn.Sequential(nn.Linear(2, 3), nn.Linear(4, 1))

@@ -35,7 +35,8 @@ ORDER = """
     nn.layers nn.normalization nn.dropout nn.losses nn.summary nn
     optim.optimizers optim.adaptive optim.clipping optim.schedules optim.policies optim
     testing.conformance testing
-    data serialization trainer algorithms* functional
+    data.datasets data.samplers data.loading data.collections data
+    serialization trainer algorithms* functional
     kernels* cuda capture visualize
     minima __main__
 """.split()
