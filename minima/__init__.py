@@ -2,6 +2,8 @@
 
 `import minima as mi`, then `mi.Tensor`, `mi.nn`, `mi.optim`, `mi.data`. Each module is exported from a notebook
 in `nbs/`; read them in order. This file only names what is public, and is written by hand.
+
+Operations and ways to begin are found here as well as in their modules: `mi.exp`, `mi.zeros`.
 """
 
 __version__ = "0.1.0"
@@ -61,3 +63,10 @@ __all__ = [
     "testing",
     "vjp",
 ]
+
+
+def __getattr__(name):
+    for home in (init, operators):
+        if not name.startswith("_") and hasattr(home, name):
+            return getattr(home, name)
+    raise AttributeError(f"module 'minima' has no attribute {name!r}")

@@ -27,7 +27,7 @@ from types import SimpleNamespace
 import numpy as np
 
 # %% ../nbs/00_backend.ipynb #9867df85
-_NARROW = {np.dtype(name) for name in ("float16", "bool", "int8", "uint8", "int16", "uint16")}
+_NARROW = {np.dtype(kind) for kind in "float16 bool int8 int16 uint8 uint16 uint32 uint64".split()}
 
 
 def as_dtype(

@@ -120,7 +120,8 @@ class Tensor:
         return (self[i] for i in range(len(self)))
 
     def __repr__(self):
-        extra = (
+        extra = [f"shape={self.shape}"] if self.ndim > 1 and not self.size else []
+        extra += (
             [f"dtype={self.dtype}"]
             if self.dtype not in (get_default_dtype(), np.dtype("int64"), np.dtype("bool"))
             else []
@@ -300,8 +301,9 @@ def _settled(out, xp, arrays, settings):
     is_floating = backend_of(out).is_floating
     if "dtype" in settings or not is_floating(out.dtype):
         return out
-    floats = [a.dtype for a in arrays if hasattr(a, "dtype") and is_floating(a.dtype)]
-    if out.dtype in floats:
+    dtypes = [a.dtype for a in arrays if type(a) is type(out)]
+    floats = [dtype for dtype in dtypes if is_floating(dtype)]
+    if out.dtype in floats or not dtypes:  # or it has just come from another device
         return out
     return xp.astype(out, xp.result_type(*floats) if floats else get_default_dtype())
 
@@ -348,8 +350,8 @@ def _widened(
         if not is_floating(value.dtype):
             return out
         dtype = xp.result_type(get_default_dtype(), xp.float32)
-        arrays = [xp.astype(a, dtype) if hasattr(a, "dtype") else a for a in arrays]
-        return read(xp, *arrays, **settings)
+        first, *others = arrays
+        return read(xp, xp.astype(xp.asarray(first), dtype), *others, **settings)
 
     return reading
 

@@ -27,11 +27,13 @@ ROOT = Path(__file__).resolve().parent.parent
 # A module imports only from modules above it. `minima` is the package's own __init__.py.
 ORDER = """
     backend tensors autograd.tape autograd.reverse
-    operators.elementwise operators.reductions operators.shapes operators.products operators
+    operators.elementwise operators.reductions operators.shapes operators.indexing
+    operators.products operators.further operators
     autograd.functional random autograd.checkpointing autograd.anomaly autograd
-    testing init
+    testing.gradients init
     nn.module nn.functional nn.layers nn.normalization nn.dropout nn.losses nn
     optim.optimizers optim.adaptive optim.clipping optim.schedules optim.policies optim
+    testing.conformance testing
     data serialization trainer algorithms* functional
     kernels* cuda capture visualize
     minima __main__

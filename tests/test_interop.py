@@ -80,3 +80,51 @@ def test_a_copied_model_trains_on_and_leaves_the_first_alone(again):
     optimizer.step()
     assert first[0].weight.tolist() == before != second[0].weight.tolist()
     assert all(p.grad is None for p in first.parameters())
+
+
+# ---- shown ----
+
+LOUD = dict(
+    threshold=10**6, precision=2, edgeitems=1, linewidth=30, suppress=True, sign="+",
+    nanstr="nothing", infstr="much", floatmode="fixed", formatter={"all": lambda x: "?"},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "data, text",
+    [
+        ([1.0, -2.5], "[ 1.  -2.5]"),
+        ([1 / 3, np.nan, np.inf], "[0.333333      nan      inf]"),
+        ([1e-8, 1.0], "[1.e-08 1.e+00]"),
+        (np.arange(1000), None),
+        (np.arange(1001), "[   0    1    2 ...  998  999 1000]"),
+        (np.arange(2000).reshape(2, -1),
+         "[[   0    1    2 ...  997  998  999]\n [1000 1001 1002 ... 1997 1998 1999]]"),
+        (np.zeros((0, 3), "float32"), "[], shape=(0, 3)"),
+        ([True, False], "[ True False]"),
+    ],
+)  # fmt: skip
+def test_repr_is_short_and_does_not_depend_on_what_numpy_prints(data, text):
+    t = mi.Tensor(data)
+    with np.printoptions(**LOUD):
+        loud = repr(t)
+    with np.printoptions(legacy="1.13"):
+        legacy = repr(t)
+    assert loud == legacy == repr(t)
+    if text is None:
+        assert "..." not in loud and " 500 " in loud.replace("\n", " ")
+    else:
+        assert loud == f"minima.Tensor(\n{text})"
+
+
+def test_html_is_small_and_says_shape_dtype_device_and_gradient():
+    t = mi.Tensor(np.random.default_rng(0).normal(size=(500, 400)), requires_grad=True)
+    page = t._repr_html_()
+    assert len(page) < 1000 and "..." in page and "<script" not in page
+    assert "500 × 400 · float64 · cpu · requires_grad" in page
+    assert "a number · float32 · cpu</small><pre>2.5</pre>" in mi.Tensor(2.5)._repr_html_()
+
+
+def test_html_escapes_whatever_a_dtype_or_device_is_called(monkeypatch):
+    monkeypatch.setattr(mi.Tensor, "device", "<b>&")
+    assert "&lt;b&gt;&amp;" in mi.Tensor([1.0])._repr_html_()

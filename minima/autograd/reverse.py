@@ -188,7 +188,7 @@ def _first_cotangent(output, gradient, as_tensor):
         array = as_array(gradient, None, None if hasattr(gradient, "dtype") else output.dtype)
     if as_tensor and isinstance(gradient, Tensor) and array.shape == like.shape:
         return gradient  # with its own graph
-    if array.__class__ is not like.__class__ or array.dtype is not like.dtype:
+    if array.__class__ is not like.__class__ or array.dtype != like.dtype:
         array = as_array(array, output.device, output.dtype)
     if array.shape != like.shape:
         if array.size != 1 or like.size != 1:

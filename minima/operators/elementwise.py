@@ -57,13 +57,16 @@ def divide(xp, a, b):
 def power(xp, a, b):
     "`a ** b`, elementwise. Raises RuntimeError for integers to a negative integer power."
 
+    def by_base(g):
+        less = b - (xp.astype(b != 0, b.dtype) if hasattr(b, "dtype") else b != 0)
+        return g * (b * a**less)
+
     def by_exponent(g):
         base = xp.zeros_like(y) + a
         return g * y * xp.log(xp.where(base == 0, xp.astype(b >= 0, base.dtype), base))
 
     y = a**b
-    less = b - (xp.astype(b != 0, b.dtype) if hasattr(b, "dtype") else b != 0)
-    return y, lambda g: g * (b * a**less), by_exponent
+    return y, by_base, by_exponent
 
 
 @op
