@@ -26,7 +26,7 @@ EQUIVALENT = {
     "operators.shapes.transpose: zip(order, reversed(order), strict=True) -> "
     "zip(order, reversed(order))": "an order is as long as its reverse",
     "operators.shapes.transpose: strict=True -> strict=False": "an order is as long as its reverse",
-    "operators.shapes._added: _put(g, *indices, key=key, shape=shape) -> g":
+    "operators.indexing._added: _put(g, *indices, key=key, shape=shape) -> g":
         "of a rule that is read on Tensors only the pullbacks are used",
     # what is there for speed
     "operators.elementwise._erfc: _ERFC_DOUBLE if z.dtype == xp.float64 else _ERFC_SINGLE -> "
