@@ -1,3 +1,42 @@
 "Changes that cannot change any number, so that no test can notice them: each with the reason."
 
-EQUIVALENT = {}
+MINUS_ZERO = "minus zero is zero"
+BOTH_HOLD = "both formulas hold around 0.5"
+FOR_SPEED = "left out where it does nothing, for speed"
+
+EQUIVALENT = {
+    # what is the same
+    "operators.elementwise.sign: xp.zeros_like(g) -> (-xp.zeros_like(g))": MINUS_ZERO,
+    "operators.elementwise.floor: xp.zeros_like(g) -> (-xp.zeros_like(g))": MINUS_ZERO,
+    "operators.elementwise.round: xp.zeros_like(g) -> (-xp.zeros_like(g))": MINUS_ZERO,
+    "operators.elementwise.leaky_relu: a > 0 -> (a >= 0)": "a slope times zero is zero",
+    "operators.elementwise.gelu: a > 0 -> (a >= 0)": "at 0 either half of the curve has half of 1",
+    "operators.elementwise.erf: xp.minimum(z, 0.5) -> xp.minimum(z, 0.505)": BOTH_HOLD,
+    "operators.elementwise.erf: z < 0.5 -> (z <= 0.5)": BOTH_HOLD,
+    "operators.elementwise.erf: z < 0.5 -> z < 0.505": BOTH_HOLD,
+    "operators.products._check_inner: -1 -> 0": "the last axis of a vector is its first",
+    "operators.products.dropout: 1 / (1 - p) if p < 1 else 0.0 -> 1 / (1 - p) if p < 1 else 1.0":
+        "at p = 1 nothing is kept that could be scaled",
+    "operators.reductions._product_before: step < a.shape[-1] -> (step <= a.shape[-1])":
+        "one more round multiplies by ones",
+    "operators.reductions._product_before: y -> (-y)": "two of its results are multiplied",
+    "operators.reductions._norm: ord > 0 -> (ord >= 0)": "0 does not come here",
+    "operators.reductions.logsumexp: xp.where(xp.isfinite(m), m, 0) -> "
+    "xp.where(xp.isfinite(m), m, 1)": "any finite number may be subtracted and added again",
+    "operators.shapes.transpose: zip(order, reversed(order), strict=True) -> "
+    "zip(order, reversed(order))": "an order is as long as its reverse",
+    "operators.shapes.transpose: strict=True -> strict=False": "an order is as long as its reverse",
+    "operators.indexing._added: _put(g, *indices, key=key, shape=shape) -> g":
+        "of a rule that is read on Tensors only the pullbacks are used",
+    # what is there for speed
+    "operators.elementwise._erfc: _ERFC_DOUBLE if z.dtype == xp.float64 else _ERFC_SINGLE -> "
+    "_ERFC_DOUBLE": "the short series is as exact in single precision",
+    "operators.products.matmul: xp.expand_dims(a, axis=0) if a.ndim == 1 else a -> "
+    "xp.expand_dims(a, axis=0)": "the engine sums over an axis of size 1 that is too many",
+    "operators.products.linear: x if x.ndim == 2 else xp.reshape(x, (-1, weight.shape[0])) -> "
+    "xp.reshape(x, (-1, weight.shape[0]))": FOR_SPEED,
+    "operators.products.linear: g if g.ndim == 2 else xp.reshape(g, (-1, weight.shape[1])) -> "
+    "xp.reshape(g, (-1, weight.shape[1]))": FOR_SPEED,
+    "optim.clipping._norm: kind == 1 -> False": "the general formula gives the same, slower",
+    "optim.clipping._norm: kind == 2 -> False": "the general formula gives the same, slower",
+}  # fmt: skip

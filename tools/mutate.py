@@ -13,7 +13,8 @@ cannot change any number are listed in `equivalent_mutants.py`, each with the re
 
 The tests are collected once. Each change is then made in a forked process, in memory, by giving a
 function other code; no file is written. First every test runs once and it is noted what it calls,
-so that a change is shown only to the tests that reach it, those that reach least going first.
+so that a change is shown only to the tests that reach it, those that reach least going first, and
+those in files with slow preparations last.
 """
 
 import argparse
@@ -30,7 +31,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import unified_diff
 from fnmatch import fnmatchcase
 from functools import cache, cached_property
@@ -175,6 +176,7 @@ class Mutant:
     line: int
     around: tuple  # (first byte, last byte) of what names the change
     edits: tuple  # (first byte, last byte, new text), each
+    which: int = 1  # if the function has several changes that read alike, their number
 
     @cached_property
     def original(self):
@@ -197,7 +199,8 @@ class Mutant:
         "What names the change in `equivalent_mutants.py`: it does not depend on lines."
         start, stop = self.around
         change = f"{self.original[start:stop].decode()} -> {self.changed(start, stop)}"
-        return f"{self.module.partition('.')[2]}.{self.function}: {' '.join(change.split())}"
+        words = change.split() + [f"({self.which})"] * (self.which > 1)
+        return f"{self.module.partition('.')[2]}.{self.function}: {' '.join(words)}"
 
     def __str__(self):
         texts = self.original.decode().splitlines(), self.source.splitlines()
@@ -253,11 +256,12 @@ def mutants_of(path, package):
     rules = [name for name, node in functions.items() if is_rule(node)]
     concerned = with_helpers(rules, functions)
     for function, node in functions.items():
-        found = {}
+        found, alike = {}, Counter()
         for line, reached, around, edits in visit(node, None, "", None, function in rules):
-            if any(text[i:j].decode() != new for i, j, new in edits):
+            if edits not in found and any(text[i:j].decode() != new for i, j, new in edits):
                 mutant = Mutant(module, path, function, reached, line, around, edits)
-                found.setdefault(edits, mutant)
+                alike[mutant.key] += 1
+                found[edits] = replace(mutant, which=alike[mutant.key])
         yield from ((function in concerned, m) for m in found.values())
 
 
@@ -380,10 +384,12 @@ class Hunt:
 
     def pytest_runtest_logreport(self, report):
         self.failed = self.failed or report.failed
+        self.prepared = max(self.prepared, report.duration if report.when == "setup" else 0)
 
-    def passes(self, item, after=None):
-        "Whether the test `item` passes; `after` is the one that follows."
-        self.failed = False
+    def passes(self, i, after=None):
+        "Whether test number `i` passes; that numbered `after` follows, and may use its fixtures."
+        self.failed, self.prepared = False, 0
+        item, after = self.items[i], None if after is None else self.items[after]
         item.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
         return not self.failed
 
@@ -402,15 +408,20 @@ class Hunt:
         return True
 
     def look(self, folder):
-        "Run every test as things are, and note its time and what it calls."
+        "Run every test as things are, and note its time, what it calls, and slow preparations."
         for name in ("look", "m"):
             (folder / name).mkdir()
-        parts = [range(i, len(self.items), self.jobs) for i in range(self.jobs)]
-        self.calls, self.times = {}, {}
+        files = {}
+        for i, item in enumerate(self.items):
+            files.setdefault(item.path, []).append(i)
+        self.calls, self.times, self.slow = {}, {}, set()
+        parts = sorted(files.values(), key=len, reverse=True)
         for part, found in in_children(self.trace, parts, self.jobs, folder / "look"):
             if found is None:
                 raise RuntimeError("pytest ended in the middle of the tests, with nothing changed")
-            for i, (good, seconds, called) in zip(part, found, strict=True):
+            for i, (good, seconds, prepared, called) in zip(part, found, strict=True):
+                if prepared > 1:
+                    self.slow.add(self.items[i].path)
                 if good:
                     self.calls[i], self.times[i] = called, seconds
                 else:
@@ -424,13 +435,13 @@ class Hunt:
                 called.add((frame.f_code.co_filename, frame.f_code.co_qualname))
 
         threading.settrace(note)
-        for i in part:
+        for i, after in zip(part, [*part[1:], None]):
             called.clear()
             start = time.process_time()
             sys.settrace(note)
-            good = self.passes(self.items[i])
+            good = self.passes(i, after)
             sys.settrace(None)
-            found.append((good, time.process_time() - start, set(called)))
+            found.append((good, time.process_time() - start, self.prepared, set(called)))
         return found
 
     def show(self, mutant):
@@ -439,11 +450,12 @@ class Hunt:
             return False
         here = str(mutant.path), mutant.reached
         tests = [i for i, called in self.calls.items() if here in called]
-        tests.sort(key=lambda i: (len(self.calls[i]), self.times[i]))
+        is_slow = lambda i: self.items[i].path in self.slow
+        tests.sort(key=lambda i: (is_slow(i), len(self.calls[i]), self.times[i]))
         for i, after in zip(tests, [*tests[1:], None]):
             seconds = self.limit + 10 * self.times[i]
             signal.setitimer(signal.ITIMER_PROF, seconds)  # the end of endless loops
-            if not self.passes(self.items[i], None if after is None else self.items[after]):
+            if not self.passes(i, after):
                 return self.items[i].nodeid
         return ""
 
