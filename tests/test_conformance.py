@@ -338,3 +338,29 @@ def test_a_fault_is_found(fault, strict, monkeypatch):
         check_backend(strict, skip=SKIPPED, verbose=False)
     blamed = {line.split(":")[0].strip() for line in str(found.value).splitlines()[1:]}
     assert expected <= blamed, blamed
+
+
+# ---- models ----
+
+
+def test_hooks_state_dicts_embeddings_and_summaries_work_there_as_on_numpy(strict):
+    seen, tables = [], []
+    for device in ("cpu", STRICT):
+        manual_seed(0)
+        model = nn.Sequential(nn.Embedding(5, 4, padding_idx=0), nn.Linear(4, 3), nn.BatchNorm1d(3))
+        state = model.state_dict()
+        model.to(device)
+        model[1].register_full_backward_hook(
+            lambda m, i, o: seen.append([g.tolist() for g in (*i, *o)]) or (i[0] * 2,)
+        )
+        assert model.load_state_dict(state) == ([], [])
+        words = Tensor([3, 1, 0, 3], device=device)
+        tables.append(repr(model.summary(words)))
+        upstream = normal(np.random.default_rng(1), (4, 3))
+        model(words).backward(Tensor(upstream, device=device, dtype="float32"))
+        seen.append([p.grad.tolist() for p in model.parameters()])
+        model.zero_grad(set_to_none=False)
+        assert not any(p.grad.any() for p in model.parameters())
+    assert tables[0] == tables[1]
+    for one, other in zip([*seen[0], *seen[1]], [*seen[2], *seen[3]], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

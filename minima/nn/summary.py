@@ -201,7 +201,7 @@ def summary(
         row.calls += 1
         row.shapes = [t.shape for t in _tensors(out)]
         new = {id(t): t for t in _tensors(out) if id(t) not in outputs}
-        row.bytes += sum(t.array.nbytes for t in new.values())
+        row.bytes += sum(map(_bytes, new.values()))
         outputs.update(new)
 
     def count(multiply_adds):
@@ -216,7 +216,7 @@ def summary(
         stack.enter_context(_products_seen_by(count))
         model(*args, **kwargs)
     trainable = sum(p.size for p in seen if p.requires_grad)
-    parameter_bytes = sum(p.array.nbytes for p in seen)
+    parameter_bytes = sum(map(_bytes, seen))
     total = sum(row.bytes for row in rows.values())
     frozen = sum(p.size for p in seen) - trainable
     return Summary([*rows.values()], trainable, frozen, parameter_bytes, total - parameter_bytes)
@@ -228,9 +228,14 @@ def _count_parameters(found, rows):
     for _, module in found:
         new = {id(p): p for p in module.parameters(recurse=False) if id(p) not in seen}
         rows[id(module)].parameters = sum(p.size for p in new.values())
-        rows[id(module)].bytes = sum(p.array.nbytes for p in new.values())
+        rows[id(module)].bytes = sum(map(_bytes, new.values()))
         seen |= new
     return [*seen.values()]
+
+
+def _bytes(t):
+    "How many bytes the numbers of the Tensor `t` take."
+    return t.size * t.dtype.itemsize
 
 
 def _tensors(value):
