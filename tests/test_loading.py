@@ -459,6 +459,7 @@ def test_gradients_pass_through_a_batch():
     (lambda: DataLoader([]), ValueError, "empty list"),
     (lambda: DataLoader(TensorDataset(np.zeros((0, 3)))), ValueError, "empty TensorDataset"),
     (lambda: DataLoader(iter([1])), TypeError, "length and indexing; list_iterator has not"),
+    (lambda: DataLoader({1, 2}), TypeError, "length and indexing; set has not"),
     (lambda: DataLoader(rows(3), shuffle=True, sampler=[0]), ValueError, "excludes shuffle"),
     (lambda: DataLoader(rows(3), 1, [0, 1]), TypeError, r"shuffle.*\[0, 1\].*sampler"),
     (lambda: DataLoader(rows(3), sampler=iter([0])), TypeError, "list_iterator cannot: pass"),
@@ -544,6 +545,10 @@ def test_no_more_is_loaded_ahead_than_there_is_room_for(n):
             enough.release()
             return i
 
+    loop = iter(DataLoader(Watched()))
+    assert next(loop).tolist() == [0] and asked == [0] and helpers() == []  # nothing, unless asked
+    asked.clear()
+    assert enough.acquire(timeout=20)
     loop = iter(DataLoader(Watched(), prefetch=n))
     assert asked == [] and helpers() == []  # a loop that nobody has begun
     for k in range(1, 6):
