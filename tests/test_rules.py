@@ -94,6 +94,19 @@ def test_no_axes_are_not_all_axes(f, keepdims):
         assert gradcheck(lambda x: f(x, axis=()), [a])
 
 
+def test_the_deviation_of_constants_divides_by_nothing_on_the_way_back():
+    x = Tensor([2.0, 2.0], requires_grad=True)
+    with np.errstate(all="raise"):
+        (g,) = grad(ops.std(x), x)
+    assert g.tolist() == [0.0, 0.0]
+
+
+def test_where_all_is_dropped_nothing_is_left_and_nothing_is_divided_by_0():
+    x, keep = Tensor([1.0, -2.0], requires_grad=True), np.zeros(2, dtype=bool)
+    y = ops.dropout(x, keep, p=1.0)
+    assert y.tolist() == [0.0, 0.0] == grad(y.sum(), x)[0].tolist()
+
+
 def test_where_a_deviation_underflows_to_0_its_gradient_is_0(torch):
     for row in ([1e-200, 3e-200], [-1.0, 1.0]):
         x = Tensor(np.array(row), requires_grad=True)
