@@ -335,28 +335,30 @@ def _widened(
 ):
     "`read`, with halves as `float32`; and integers as floats, where the value is no integer."
 
-    def reading(xp, *arrays, **settings):
+    def reading(library, *arrays, **settings):
         dtypes = [a.dtype for a in arrays if hasattr(a, "dtype")]
         if any(is_floating(t) and t in narrow for t in dtypes):
-            wide = [_wide(xp, a, narrow) for a in arrays] if computes else arrays
-            out = read(xp, *wide, **settings)
-            value, *pulls = out if isinstance(out, tuple) else (out,)
-            return value, *[p and (lambda g, p=p: p(_wide(xp, g, narrow))) for p in pulls]
+            wide = lambda a: _wide(a, library, narrow)
+            out = read(library, *(map(wide, arrays) if computes else arrays), **settings)
+            if not isinstance(out, tuple):
+                return out
+            value, *pulls = out
+            return value, *[p and (lambda g, p=p: p(wide(g))) for p in pulls]
         if not computes or any(is_floating(t) for t in dtypes):
-            return read(xp, *arrays, **settings)
+            return read(library, *arrays, **settings)
         with np.errstate(all="ignore"):
-            out = read(xp, *arrays, **settings)
+            out = read(library, *arrays, **settings)
         value = out[0] if isinstance(out, tuple) else out
         if not is_floating(value.dtype):
             return out
-        dtype = xp.result_type(get_default_dtype(), xp.float32)
-        first, *others = arrays
-        return read(xp, xp.astype(xp.asarray(first), dtype), *others, **settings)
+        dtype = library.result_type(get_default_dtype(), library.float32)
+        first = library.astype(library.asarray(arrays[0]), dtype)
+        return read(library, first, *arrays[1:], **settings)
 
     return reading
 
 
-def _wide(xp, a, narrow):
+def _wide(a, xp, narrow):
     "`a` as `float32` if it is an array of half precision; if not, as it is."
     half = hasattr(a, "dtype") and a.dtype in narrow and is_floating(a.dtype)
     return xp.astype(a, xp.float32) if half else a

@@ -42,6 +42,8 @@ def unboxed(x):
 
 
 def boxed(x):
+    if isinstance(x, tuple):
+        return tuple(map(boxed, x))
     return Box(x) if isinstance(x, (np.ndarray, np.generic)) else x
 
 
@@ -78,7 +80,7 @@ def _give_reflected(name):
     setattr(Box, f"__r{name}__", lambda a, b: boxed(function(unboxed(b), unboxed(a))))
 
 
-for _name in ("add", "sub", "mul", "truediv", "pow"):
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "pow"):
     _give(_name)
     _give_reflected(_name)
 for _name in ("neg", "pos", "abs", "eq", "ne", "lt", "le", "gt", "ge", "iadd", "and_", "or_"):
@@ -341,13 +343,17 @@ def test_the_default_dtype_is_a_float(dtype):
 @pytest.mark.parametrize("axis", [None, 0, -1, (0, 1), (0, 2)])
 @pytest.mark.parametrize("keepdims", [False, True])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int64", "int8", "bool"])
-def test_the_reductions_of_the_cpu_are_numpys(dtype, keepdims, axis):
+def test_the_functions_of_the_cpu_are_numpys(dtype, keepdims, axis):
     a = (np.random.default_rng(0).normal(size=(3, 4, 5)) * 3).astype(dtype)
     for name in ("sum", "max", "min", "mean"):
         f, g = getattr(get_backend("cpu").xp, name), getattr(np, name)
         ours, numpys = f(a, axis=axis, keepdims=keepdims), g(a, axis=axis, keepdims=keepdims)
         assert ours.dtype == numpys.dtype and ours.shape == numpys.shape
         np.testing.assert_allclose(ours, numpys, rtol=1e-6)
+    for to in ("float64", "int64", "bool"):
+        ours, numpys = get_backend("cpu").xp.astype(a, to), np.astype(a, np.dtype(to))
+        np.testing.assert_array_equal(ours, numpys, strict=True)
+        assert not np.shares_memory(ours, a)
 
 
 # ---- plug-ins ----

@@ -1,5 +1,6 @@
 "The suite for backends: what it passes, what it finds; and a plug-in that is really installed."
 
+import inspect
 import os
 import shutil
 import subprocess
@@ -205,10 +206,39 @@ def test_a_list_of_skips_cannot_rot(strict):
     assert "no such check: there is no such check" in faults[1]
 
 
+LOSSES = {
+    # of scores (or probabilities), labels, truth values and weights of classes
+    "cross_entropy": lambda F, z, p, labels, yes, w: F.cross_entropy(z, labels),
+    "ignored": lambda F, z, p, labels, yes, w: F.cross_entropy(z, labels, w, 1, "mean", 0.1),
+    "probabilities": lambda F, z, p, labels, yes, w: F.cross_entropy(z, p, w),
+    "nll_loss": lambda F, z, p, labels, yes, w: F.nll_loss(z, labels, w, 1),
+    "logits": lambda F, z, p, labels, yes, w: F.binary_cross_entropy_with_logits(z, yes, w),
+    "binary": lambda F, z, p, labels, yes, w: F.binary_cross_entropy(p, yes, w),
+    "kl_div": lambda F, z, p, labels, yes, w: F.kl_div(z, yes, "batchmean"),
+    "smooth": lambda F, z, p, labels, yes, w: F.smooth_l1_loss(z, yes) + F.l1_loss(z, p),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_numpys_with_all_their_options(name, strict):
+    rng = np.random.default_rng(0)
+    inputs = [normal(rng, (4, 3)), rng.uniform(0.1, 0.9, (4, 3)), np.array([0, 1, 2, 1])]
+    inputs += [rng.random((4, 3)) < 0.5, np.array([0.5, 1.0, 2.0])]
+    found = []
+    for device in ("cpu", STRICT):
+        z, p, *others = (Tensor(a, device=device) for a in inputs)
+        z, p = z.requires_grad_(), p.requires_grad_()
+        loss = LOSSES[name](nn.functional, z, p, *others)
+        found.append([loss, *grad(loss, [z, p], allow_unused=True)])
+    for ours, theirs in zip(*found, strict=True):
+        if ours is not None:
+            np.testing.assert_allclose(theirs.detach().to("cpu"), ours.detach(), rtol=1e-12)
+
+
+
 def test_the_suite_reads_every_rule(strict):
     read, rules = set(), {}
-    pages = "elementwise reductions shapes indexing products further".split()
-    for module in (getattr(ops, page) for page in pages):
+    for module in (page for page in vars(ops).values() if inspect.ismodule(page)):
         rules |= {f.rule.__code__: name for name, f in vars(module).items() if hasattr(f, "rule")}
     sys.setprofile(lambda frame, event, _: read.add(frame.f_code))
     try:
@@ -267,6 +297,9 @@ METHODS = {  # the method, its wrong version, and the checks that find it
     "device_of says cpu": (
         "device_of", then(lambda b, y: "cpu"), {"arrays are known by type", "exp"},
     ),
+    "device_count says two": (
+        "device_count", lambda b, _: lambda: 2, {"arrays are known by type"},
+    ),
     "is_floating of integers": ("is_floating", lambda b, _: lambda dtype: True, {"argmax"}),
     "check_indices refuses the last": (
         "check_indices", lambda b, right: lambda array, size: right(array, size - 1),
@@ -305,3 +338,29 @@ def test_a_fault_is_found(fault, strict, monkeypatch):
         check_backend(strict, skip=SKIPPED, verbose=False)
     blamed = {line.split(":")[0].strip() for line in str(found.value).splitlines()[1:]}
     assert expected <= blamed, blamed
+
+
+# ---- models ----
+
+
+def test_hooks_state_dicts_embeddings_and_summaries_work_there_as_on_numpy(strict):
+    seen, tables = [], []
+    for device in ("cpu", STRICT):
+        manual_seed(0)
+        model = nn.Sequential(nn.Embedding(5, 4, padding_idx=0), nn.Linear(4, 3), nn.BatchNorm1d(3))
+        state = model.state_dict()
+        model.to(device)
+        model[1].register_full_backward_hook(
+            lambda m, i, o: seen.append([g.tolist() for g in (*i, *o)]) or (i[0] * 2,)
+        )
+        assert model.load_state_dict(state) == ([], [])
+        words = Tensor([3, 1, 0, 3], device=device)
+        tables.append(repr(model.summary(words)))
+        upstream = normal(np.random.default_rng(1), (4, 3))
+        model(words).backward(Tensor(upstream, device=device, dtype="float32"))
+        seen.append([p.grad.tolist() for p in model.parameters()])
+        model.zero_grad(set_to_none=False)
+        assert not any(p.grad.any() for p in model.parameters())
+    assert tables[0] == tables[1]
+    for one, other in zip([*seen[0], *seen[1]], [*seen[2], *seen[3]], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)

@@ -384,10 +384,24 @@ def _(torch):
         assert (x is start) == same and start.tolist() == [2.0 if same else 1.0]
 
 
-@differs("methods that write (`add_`, `zero_`)")
+@differs("methods that write")
 def _(torch):
-    for name in ("add_", "mul_", "zero_", "fill_", "copy_"):
+    for name in ("add_", "mul_", "relu_", "clamp_"):
         assert not hasattr(Tensor, name) and hasattr(torch.Tensor, name)
+
+
+@differs("`//` and `%` of integers by zero")
+def _(torch):
+    zero = array(0, 0, 0, dtype="int64")
+    for f in (ops.floor_divide, ops.remainder):
+        assert f(Tensor(INTS), Tensor(zero)).tolist() == [0, 0, 0]
+        assert refuses(getattr(torch, f.__name__), torch.tensor(INTS), torch.tensor(zero))
+
+
+@differs("`masked_fill` of integers with a float")
+def _(torch):
+    assert ops.masked_fill(Tensor(INTS), BOOLS, 2.5).tolist() == [2.5, 0.0, 2.5]
+    assert torch.tensor(INTS).masked_fill(torch.tensor(BOOLS), 2.5).tolist() == [2, 0, 2]
 
 
 @differs("`x[i] = y` in a graph")
@@ -409,12 +423,77 @@ def _(torch):
     assert np.isfinite(ours.item()) and theirs.isnan()
 
 
+@differs("mean loss of an empty batch")
+def _(torch):
+    theirs, nothing = torch.nn.functional, torch.zeros(0, 3)
+    for name in ("mse_loss", "binary_cross_entropy_with_logits", "kl_div", "cross_entropy"):
+        with pytest.raises(ValueError, match="empty batch"):
+            getattr(nn.functional, name)(none(0, 3), none(0, 3))
+        assert getattr(theirs, name)(nothing, nothing).isnan()
+
+
+@differs("`cross_entropy`: probability 0 for a class of score -inf")
+def _(torch):
+    scores, truth = array([0, -INF]), array([1, 0])
+    assert nn.functional.cross_entropy(scores, truth).item() == 0.0
+    assert torch.nn.functional.cross_entropy(torch.tensor(scores), torch.tensor(truth)).isnan()
+
+
+@differs("`binary_cross_entropy_with_logits`: tiny losses")
+def _(torch):
+    loss, z, t = "binary_cross_entropy_with_logits", array(-40), array(0)
+    assert getattr(nn.functional, loss)(z, t).item() == pytest.approx(np.exp(-40), rel=1e-6, abs=0)
+    assert getattr(torch.nn.functional, loss)(torch.tensor(z), torch.tensor(t)).item() == 0.0
+
+
+@differs("integers as targets of `BCELoss`, `BCEWithLogitsLoss`, `KLDivLoss`")
+def _(torch):
+    for name in ("BCELoss", "BCEWithLogitsLoss", "KLDivLoss"):
+        loss, theirs = getattr(nn, name)(), getattr(torch.nn, name)()
+        assert loss(array(0.5, 0.25), [0, 1]).item() == loss(array(0.5, 0.25), array(0, 1)).item()
+        assert refuses(lambda f=theirs: f(torch.tensor([0.5, 0.25]), torch.tensor([0, 1])))
+
+
+@differs("shapes of `input` and `target`")
+def _(torch):
+    for name in ("mse_loss", "l1_loss", "huber_loss", "smooth_l1_loss", "kl_div"):
+        assert refuses(lambda f=name: getattr(nn.functional, f)(none(3, 1), none(3)))
+        assert getattr(torch.nn.functional, name)(torch.zeros(3, 1), torch.zeros(3)).item() == 0.0
+
+
+@differs("weights of a loss in another dtype")
+def _(torch):
+    scores, weight, theirs = none(2, 3), np.ones(3), torch.nn.functional.cross_entropy
+    for target in (np.array([0, 1]), none(2, 3)):
+        assert nn.functional.cross_entropy(scores, target, weight).dtype == "float32"
+    scores, weight = torch.tensor(scores), torch.tensor(weight)
+    assert refuses(lambda: theirs(scores, torch.tensor([0, 1]), weight))
+    assert theirs(scores, scores, weight).dtype == torch.float64
+
+
 @differs("clipping: a parameter listed twice")
 def _(torch):
     ours, theirs = nn.Parameter([0.0]), torch.zeros(1, requires_grad=True)
     ours.grad, theirs.grad = Tensor(array(3)), torch.tensor(array(3))
     assert mi.optim.clip_grad_norm_([ours, ours], 100.0).item() == 3.0
     assert torch.nn.utils.clip_grad_norm_([theirs, theirs], 100.0).item() > 4.0
+
+
+@differs("`DataLoader` loads ahead")
+def _(torch):
+    ours, theirs = mi.data.DataLoader, torch.utils.data.DataLoader
+    assert [x.tolist() for x in ours(range(3), prefetch=2)] == [[0], [1], [2]]
+    assert theirs(range(3), num_workers=2).num_workers == 2
+    assert refuses(lambda: ours(range(3), num_workers=2))
+    assert refuses(lambda: theirs(range(3), prefetch=2))
+
+
+@differs("a batch of tuples", "a batch of Python's floats")
+def _(torch):
+    (ours,) = mi.data.DataLoader([(1.0, 2)], 1)
+    (theirs,) = torch.utils.data.DataLoader([(1.0, 2)], 1)
+    assert type(ours) is tuple and type(theirs) is list
+    assert ours[0].dtype == "float32" and theirs[0].dtype == torch.float64
 
 
 @differs("errors in shapes")
@@ -436,3 +515,10 @@ def test_every_row_of_READMEs_table_is_proved():
 @pytest.mark.parametrize("row", DIFFERENT)
 def test_the_difference_is_there(row, torch):
     DIFFERENT[row](torch)
+
+
+def test_a_basic_index_is_a_view_and_an_array_of_indices_a_copy_as_in_torch(torch):
+    for x in (Tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])):
+        x[0][1], x[:, 0][1], x.T[1, 1] = 20.0, 30.0, 40.0
+        x[[0]][0, 0], x.reshape(4)[0] = 50.0, 10.0
+        assert x.tolist() == [[10.0, 20.0], [30.0, 40.0]]

@@ -134,17 +134,27 @@ def faults(torch, row, dtype):
 SMALL = " ".join(INTEGERS)
 DIFFERENCES = [
     ("fractions of integers", "PyTorch refuses", f"{SMALL} bool",
-     "mean var std norm softplus gelu leaky_relu normalize"),
+     "mean var std norm softplus gelu leaky_relu normalize surprise huber logaddexp"),
     ("fractions of integers", "PyTorch refuses", SMALL,
-     "silu softmax log_softmax round cross_entropy"),
+     "silu softmax log_softmax round cross_entropy binary_cross_entropy "
+     "binary_cross_entropy_with_logits"),
     *(("fractions of integers", f"float32, not {dtype}", dtype, "softmax log_softmax")
       for dtype in (*INTEGERS, "bool")),  # PyTorch returns nothing, in the wrong dtype
+    ("fractions of integers", "PyTorch refuses", SMALL, "lerp"),
     ("arithmetic with `bool`", "PyTorch refuses", "bool",
-     "matmul dot linear einsum abs floor round relu power argmax argmin topk"),
+     "matmul mm bmm dot linear einsum trace abs floor ceil trunc round relu power"
+     " argmax argmin topk"),
+    ("arithmetic with `bool`", "bool, not int64", "bool", "square"),
+    ("`//` and `%` of integers by zero", "PyTorch refuses", f"{SMALL} bool",
+     "floor_divide remainder"),
+    ("`masked_fill` of integers with a float", "the value", "bool", "masked_fill"),
+    *(("`masked_fill` of integers with a float", f"float32, not {dtype}", dtype, "masked_fill")
+      for dtype in (*INTEGERS, "bool")),
     ("`sign`, `sigmoid` and `erf` of `bool`", "we refuse", "bool", "sign sigmoid erf"),
     ("integers to negative powers", "we refuse", " ".join(SIGNED), "power"),
     ("integers to negative powers", "PyTorch refuses", " ".join(SIGNED), "power"),  # none of them
-    ("sums of unsigned integers", "uint64, not int64", "uint8", "summation prod cumsum einsum"),
+    ("sums of unsigned integers", "uint64, not int64", "uint8",
+     "summation prod cumsum einsum trace"),
     ("`any` and `all` of `uint8`", "bool, not uint8", "uint8", "any all"),
     ("`sort` and `topk` among equals", "the value", SMALL, "topk"),
     ("products of two dtypes", "PyTorch refuses", "int8 int16 int32 uint8", "einsum"),
@@ -241,6 +251,17 @@ def test_what_overflows_in_between_does_not_if_the_result_fits(dtype):
     y = x.norm()
     (g,) = grad(y, x)
     assert y.item() == 500.0 and g.tolist() == pytest.approx([0.6, 0.8], rel=precision(x.dtype))
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_what_has_no_derivative_is_computed_in_half_precision_too(dtype):
+    x, y = Tensor([1.0, 2.0, 3.0], dtype=dtype, requires_grad=True), Tensor([2.0] * 3, dtype=dtype)
+    for f in (ops.equal, ops.not_equal, ops.less, ops.less_equal, ops.greater, ops.greater_equal,
+              ops.logical_and, ops.floor_divide, ops.isclose):  # fmt: skip
+        expected = f(x.detach().float(), y.float())
+        assert f(x, y).tolist() == expected.tolist() and f(x, y).dtype in ("bool", dtype)
+        assert f(x, 2.0).tolist() == expected.tolist()
+    assert x.argmax().item() == 2 and x.isnan().tolist() == [False] * 3
 
 
 @pytest.mark.parametrize("dtype", HALVES)

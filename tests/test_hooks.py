@@ -214,6 +214,8 @@ def test_a_needed_array_that_was_written_into_is_named(writer):
         lambda x, w: x * w.detach(),  # needs w only
         lambda x, w: (x * 2).sum() * 3,  # numbers only
         lambda x, w: ops.concat([x, w]),
+        lambda x, w: x.reshape(3, 1),
+        lambda x, w: x[1:],
     ],
 )
 def test_writing_into_what_is_not_needed_is_fine(run, torch):

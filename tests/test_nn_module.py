@@ -1,4 +1,4 @@
-"What a model is: the walk, its views, hooks, saving, printing, and where errors arose."
+"What a model is: the walk, its views, saving, containers, printing, and where errors arose."
 
 import copy
 import gc
@@ -157,7 +157,7 @@ def test_layers_of_an_old_definition_of_the_classes_are_still_found():
         def __init__(self):
             self.old = nn.Linear(2, 3)
             self.new = again.Parameter([1.0])
-            self.both = again.Sequential(nn.Dropout(), nn.Sequential(nn.Linear(3, 1)))
+            self.both = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Linear(3, 1)))
 
         def forward(self, x):
             return self.both(self.old(x)) * self.new
@@ -223,74 +223,6 @@ def test_a_module_without_forward_says_so():
         nn.Sequential(Empty())(1)
 
 
-# ---- hooks ----
-
-
-def test_hooks_run_in_order_and_each_sees_what_the_one_before_returned():
-    layer, seen = Scale(), []
-    layer.register_forward_hook(lambda m, args, out: seen.append(("a", m is layer, out.item())))
-    layer.register_forward_hook(lambda m, args, out: out + args[0])
-    layer.register_forward_hook(lambda m, args, out: seen.append(("c", m is layer, out.item())))
-    assert layer(Tensor([10.0])).item() == 30.0
-    assert seen == [("a", True, 20.0), ("c", True, 30.0)]
-
-
-def test_a_hook_can_be_removed_by_handle_or_by_leaving_a_block():
-    layer, seen = Scale(), []
-    first = layer.register_forward_hook(lambda *_: seen.append(1))
-    with layer.register_forward_hook(lambda *_: seen.append(2)):
-        layer(Tensor([1.0]))
-    first.remove()
-    first.remove()  # once more does nothing
-    layer(Tensor([1.0]))
-    assert seen == [1, 2]
-    with pytest.raises(KeyError, match="out"):
-        with layer.register_forward_hook(lambda *_: seen.append(3)):
-            raise KeyError("out")
-    layer(Tensor([1.0]))
-    assert seen == [1, 2]
-
-
-def test_a_hook_may_remove_itself_and_another_is_still_called():
-    layer, seen = Scale(), []
-
-    def once(*_):
-        seen.append("once")
-        handle.remove()
-
-    handle = layer.register_forward_hook(once)
-    layer.register_forward_hook(lambda *_: seen.append("always"))
-    layer(Tensor([1.0]))
-    layer(Tensor([1.0]))
-    assert seen == ["once", "always", "always"]
-
-
-def test_hooks_with_kwargs_get_them():
-    class Power(nn.Module):
-        def forward(self, x, exponent=1):
-            return x**exponent
-
-    layer, seen = Power(), []
-    layer.register_forward_hook(lambda m, a, k, out: seen.append(dict(k)), with_kwargs=True)
-    layer.register_forward_hook(lambda m, a, out: seen.append(len(a)))
-    assert layer(Tensor([3.0]), exponent=2).item() == 9.0
-    assert seen == [{"exponent": 2}, 1]
-
-
-def test_hooks_of_one_layer_are_not_anothers():
-    a, b, seen = Scale(), Scale(), []
-    a.register_forward_hook(lambda *_: seen.append("a"))
-    b(Tensor([1.0]))
-    assert seen == []
-
-
-def test_gradients_flow_through_what_a_hook_returns():
-    layer = nn.Linear(2, 2)
-    layer.register_forward_hook(lambda m, args, out: out * 3.0)
-    layer(ones(1, 2)).sum().backward()
-    assert layer.bias.grad.tolist() == [[3.0, 3.0]]
-
-
 # ---- training and evaluation ----
 
 
@@ -329,6 +261,37 @@ def test_zero_grad_requires_grad_and_apply():
     assert all(p.requires_grad for p in model.requires_grad_().parameters())
     assert model.apply(lambda m: seen.append(type(m).__name__)) is model
     assert seen == ["Linear", "Linear", "Sequential"]
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_zero_grad_forgets_or_fills(torch, set_to_none):
+    for n, x in ((nn, ones(3, 2)), (torch.nn, torch.ones(3, 2))):
+        model = n.LayerNorm(2)
+        model.zero_grad(set_to_none=set_to_none)
+        assert model.bias.grad is None
+        model(x).sum().backward()
+        model.zero_grad(set_to_none=set_to_none)
+        assert model.bias.grad is None if set_to_none else model.bias.grad.tolist() == [0.0, 0.0]
+    model = nn.Linear(2, 1)
+    model(ones(3, 2)).sum().backward(create_graph=True)
+    model.zero_grad(set_to_none=False)
+    assert not model.bias.grad.requires_grad
+
+
+def test_half_float_double_and_to_a_tensor(torch):
+    for n, tensor in ((nn, Tensor), (torch.nn, torch.tensor)):
+        model = n.BatchNorm1d(2)
+        for change, name in [
+            (model.half, "float16"),
+            (model.double, "float64"),
+            (model.float, "float32"),
+            (lambda m=model, t=tensor: m.to(t(1.0, dtype=m.weight.double().dtype)), "float64")
+            if n is torch.nn
+            else (lambda m=model: m.to(Tensor(1.0, dtype="float64")), "float64"),
+        ]:
+            assert change() is model
+            dtypes = {str(t.dtype).split(".")[-1] for t in [*model.parameters(), *model.buffers()]}
+            assert dtypes == {name, "int64"}
 
 
 def test_to_changes_floating_dtypes_only_and_keeps_the_objects():
@@ -390,14 +353,17 @@ def test_a_state_dict_shares_memory_and_wants_no_gradient():
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda s: s.pop("1.running_mean"), ["missing", "1.running_mean", "9 keys", "8"]),
-        (lambda s: s.update(extra=np.ones(2)), ["unexpected", "extra"]),
+        (
+            lambda s: s.pop("1.running_mean"),
+            ['Missing key(s) in state_dict: "1.running_mean"', "9 keys", "8"],
+        ),
+        (lambda s: s.update(extra=np.ones(2)), ['Unexpected key(s) in state_dict: "extra"']),
         (lambda s: s.update({"0.bias": np.ones((1, 5))}), ["0.bias", "(1, 4)", "(1, 5)"]),
         (lambda s: s.update({"0.bias": np.ones(4)}), ["0.bias", "(1, 4)", "(4,)"]),
         (lambda s: s.update({"0.weight": np.ones((3, 1))}), ["0.weight", "(3, 4)", "(3, 1)"]),
         (
             lambda s: (s.pop("0.bias"), s.update(more=1)),
-            ["missing", "0.bias", "unexpected", "more"],
+            ['Missing key(s) in state_dict: "0.bias"', "Unexpected", '"more"'],
         ),
     ],
 )
@@ -418,6 +384,267 @@ def test_without_strict_what_fits_is_loaded_and_the_rest_is_told():
     state["extra"] = np.ones(2)
     assert model.load_state_dict(state, strict=False) == (["0.bias"], ["extra"])
     assert np.array_equal(model[0].weight.data.numpy(), state["0.weight"].numpy())
+
+
+def test_what_load_state_dict_returns_is_named_and_says_all_is_well(torch):
+    for n in (nn, torch.nn):
+        model = n.Sequential(n.Linear(2, 2, bias=False))
+        found = model.load_state_dict(model.state_dict())
+        assert repr(found) == str(found) == "<All keys matched successfully>"
+        assert (found.missing_keys, found.unexpected_keys) == ([], []) == found
+        found = model.load_state_dict({"extra": model[0].weight}, strict=False)
+        assert repr(found).endswith(
+            "IncompatibleKeys(missing_keys=['0.weight'], unexpected_keys=['extra'])"
+        )
+
+
+def small(n):
+    return n.Sequential(n.BatchNorm1d(3), n.LayerNorm(3), n.ModuleDict({"a": n.LayerNorm(2)}))
+
+
+CHANGES = {
+    "missing": lambda s: s.pop("1.bias"),
+    "missing several": lambda s: (s.pop("2.a.weight"), s.pop("0.running_mean"), s.pop("0.bias")),
+    "unexpected": lambda s: s.update({"z": s["1.bias"], "1.more": s["1.bias"]}),
+    "both": lambda s: s.update({"1.wight": s.pop("1.weight")}),
+    "size": lambda s: s.update({"1.bias": s["2.a.bias"], "2.a.weight": s["0.running_var"]}),
+    "all": lambda s: s.update({"x": s.pop("0.weight"), "1.bias": s["2.a.bias"]}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("strict", [True, False])
+def test_what_does_not_fit_is_told_in_torchs_words(torch, change, strict):
+    told = []
+    for n in (nn, torch.nn):
+        model = small(n)
+        state = dict(model.state_dict())
+        CHANGES[change](state)
+        try:
+            told.append(tuple(model.load_state_dict(state, strict=strict)))
+        except RuntimeError as error:
+            lines = [line.strip(" .") for line in str(error).splitlines()]
+            kept = [line for line in lines if "The model has" not in line]
+            told.append([line.replace("torch.Size([", "(").replace("])", ",)") for line in kept])
+    assert told[0] == told[1]
+
+
+def test_numbers_take_the_models_dtype_and_may_come_as_anything(torch):
+    model = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1))
+    state = {
+        "0.weight": torch.tensor([[1.5], [2.5]], dtype=torch.float64),
+        "0.bias": [[3]],
+        "1.weight": np.array([4], dtype="int8"),
+        "1.num_batches_tracked": 5.0,
+    }
+    model.load_state_dict(state, strict=False)
+    dtypes = [str(t.dtype) for t in model.state_dict().values()]
+    assert dtypes == ["float32"] * 6 + ["int64"]
+    assert model[0].weight.tolist() == [[1.5], [2.5]] and model[0].bias.tolist() == [[3.0]]
+    assert model[1].weight.tolist() == [4.0] and model[1].num_batches_tracked.item() == 5
+
+
+@pytest.mark.parametrize("value", ["text", None, [[1.0], [2.0, 3.0]], object()])
+def test_what_is_no_tensor_is_refused_by_name(value):
+    model = nn.Linear(2, 1)
+    before = model.weight.tolist()
+    with pytest.raises(RuntimeError, match='While copying the parameter named "bias"'):
+        model.load_state_dict({"weight": np.zeros((2, 1)), "bias": value})
+    assert model.weight.tolist() == before
+
+
+def test_loading_into_itself_in_another_order_does_not_mix_up_what_is_read_and_written():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    first, second = model[0].weight.tolist(), model[1].weight.tolist()
+    state = model.state_dict()
+    state["0.weight"], state["1.weight"] = state["1.weight"], state["0.weight"]
+    model.load_state_dict(state)
+    assert (model[0].weight.tolist(), model[1].weight.tolist()) == (second, first)
+
+
+def test_assign_takes_the_arrays_and_keeps_the_objects():
+    model = nn.Sequential(nn.Linear(2, 1), nn.BatchNorm1d(1))
+    model[0].bias.requires_grad_(False)
+    model(ones(3, 2) * Tensor([[1.0], [2.0], [3.0]])).sum().backward()
+    held = model.parameters()
+    state = {path: t.to("float64") for path, t in model.state_dict().items()}
+    assert model.load_state_dict(state, assign=True) == ([], [])
+    for path, t in model.state_dict().items():
+        assert t.array is state[path].array and t.dtype == "float64"
+    assert all(p is q for p, q in zip(held, model.parameters()))
+    assert [p.requires_grad for p in model.parameters()] == [True, False, True, True]
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(RuntimeError, match='"0.weight": int64'):
+        model.load_state_dict({"0.weight": np.ones((2, 1), int)}, strict=False, assign=True)
+    assert model[0].weight.dtype == "float64"
+
+
+def test_loading_between_a_forward_and_its_backward_is_noticed(torch):
+    for n, x, words in (
+        (nn, Tensor([[1.0, 2.0]], requires_grad=True), "load_state_dict"),
+        (torch.nn, torch.ones(1, 2, requires_grad=True), "inplace"),
+    ):
+        model = n.Linear(2, 1)
+        y = model(x).sum()
+        model.load_state_dict(model.state_dict())
+        with pytest.raises(RuntimeError, match=words):
+            y.backward()
+
+
+def test_a_tied_parameter_is_loaded_by_any_of_its_names():
+    def build():
+        model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+        model[1].weight = model[0].weight
+        return model
+
+    model, value = build(), np.arange(4.0).reshape(2, 2)
+    for state in ({"0.weight": value}, {"1.weight": value}, {"0.weight": value, "1.weight": value}):
+        model[0].weight.data = np.zeros((2, 2), "float32")
+        assert model.load_state_dict(state) == ([], [])
+        assert model[1].weight is model[0].weight and model[0].weight.tolist() == value.tolist()
+    with pytest.raises(RuntimeError, match="size mismatch for 1.weight"):
+        model.load_state_dict({"0.weight": value, "1.weight": np.ones(4)})
+    model.load_state_dict({"1.weight": value}, assign=True)
+    assert model[1].weight is model[0].weight
+
+
+def test_prefix_and_keep_vars_of_a_state_dict(torch):
+    for n in (nn, torch.nn):
+        model = n.LayerNorm(3)
+        state = model.state_dict(prefix="a.", keep_vars=True)
+        assert [*state] == ["a.weight", "a.bias"] and state["a.bias"] is model.bias
+        assert not model.state_dict()["bias"].requires_grad
+
+
+# ---- registering, and finding by path ----
+
+
+def with_registers(n, tensor):
+    class Registers(n.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("table", tensor([1.0, 2.0]), persistent=False)
+            self.register_buffer("steps", tensor([0.0]))
+            self.register_buffer("nothing", None)
+            self.register_parameter("gain", n.Parameter(tensor([3.0])))
+            self.register_parameter("bias", None)
+            self.add_module("inner", n.Sequential(n.LayerNorm(2)))
+            self.register_module("last", n.Tanh())
+            self.add_module("empty", None)
+
+    return Registers()
+
+
+def test_what_is_registered_is_found_and_saved_as_in_torch(torch):
+    told = []
+    for n, tensor in ((nn, Tensor), (torch.nn, torch.tensor)):
+        model = with_registers(n, tensor)
+        told.append([
+            repr(model).replace("  (empty): None\n", ""),
+            sorted(model.state_dict()),
+            [path for path, _ in model.named_buffers()],
+            [path for path, _ in model.named_buffers(prefix="p", recurse=False)],
+            [path for path, _ in model.named_parameters()],
+            [path for path, _ in model.named_parameters("p", False)],
+            [path for path, _ in model.named_modules(prefix="root")],
+            [tuple(p.shape) for p in model.parameters(recurse=False)],
+            len([*model.buffers(recurse=False)]),
+            [type(m).__name__ for m in model.modules()],
+            model.get_parameter("inner.0.bias") is model.inner[0].bias,
+            model.get_buffer("table") is model.table,
+            model.get_submodule("inner.0") is model.inner[0],
+            model.get_submodule("") is model,
+            (model.nothing, model.bias, model.empty),
+            model.double().table.dtype == model.gain.dtype,
+        ])  # fmt: skip
+        model.load_state_dict(model.state_dict())
+        model.register_buffer("table", tensor([5.0]))  # again, and to be saved this time
+        told[-1].append(sorted(model.state_dict()))
+        model.register_buffer("nothing", tensor([5.0]))
+        told[-1].append(sorted(model.state_dict()))
+    assert told[0] == told[1]
+
+
+BAD_REGISTRATIONS = {
+    "dot": (lambda n, m, t: m.register_buffer("a.b", t([1.0])), KeyError, 'contain "."'),
+    "empty": (lambda n, m, t: m.register_buffer("", t([1.0])), KeyError, "empty string"),
+    "number": (lambda n, m, t: m.register_buffer(3, t([1.0])), TypeError, "should be a string"),
+    "no tensor": (lambda n, m, t: m.register_buffer("a", [1.0]), TypeError, "cannot assign"),
+    "method": (lambda n, m, t: m.register_buffer("forward", t([1.0])), KeyError, "already exists"),
+    "other kind": (lambda n, m, t: m.register_buffer("gain", t([1.0])), KeyError, "already exists"),
+    "plain": (lambda n, m, t: m.register_parameter("a", t([1.0])), TypeError, "cannot assign"),
+    "p dot": (lambda n, m, t: m.register_parameter("a.b", None), KeyError, 'contain "."'),
+    "p taken": (lambda n, m, t: m.register_parameter("last", None), KeyError, "already exists"),
+    "no module": (lambda n, m, t: m.add_module("a", t([1.0])), TypeError, "."),
+    "m dot": (lambda n, m, t: m.add_module("a.b", n.Tanh()), KeyError, 'contain "."'),
+    "m taken": (lambda n, m, t: m.add_module("gain", n.Tanh()), KeyError, "already exists"),
+    "m attribute": (lambda n, m, t: m.add_module("training", n.Tanh()), KeyError, "already exists"),
+    "get nothing": (lambda n, m, t: m.get_submodule("inner.7"), AttributeError, "no attribute `7`"),
+    "get no module": (lambda n, m, t: m.get_submodule("gain"), AttributeError, "`gain` is not a"),
+    "get no parameter": (lambda n, m, t: m.get_parameter("steps"), AttributeError, "is not a"),
+    "get no buffer": (lambda n, m, t: m.get_buffer("gain"), AttributeError, "is not a buffer"),
+    "get through": (lambda n, m, t: m.get_parameter("x.y"), AttributeError, "no attribute `x`"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_REGISTRATIONS)
+def test_what_torch_refuses_to_register_or_find_is_refused(torch, name):
+    call, kind, words = BAD_REGISTRATIONS[name]
+    for n, tensor in ((nn, Tensor), (torch.nn, torch.tensor)):
+        with pytest.raises(kind, match=words):
+            call(n, with_registers(n, tensor), tensor)
+
+
+def test_paths_lead_through_lists_and_dicts():
+    tree = Tree()
+    assert tree.get_submodule("pair.1.deep.0") is tree.pair[1]["deep"][0]
+    assert tree.get_parameter("by_name.a.0.weight") is tree.by_name["a"][0].weight
+    for path, thing in walk(tree):
+        assert tree._at(path, thing.role) is thing
+    with pytest.raises(AttributeError, match="`listed` is not a module"):
+        tree.get_submodule("listed")
+
+
+def test_a_buffer_shares_memory_and_its_persistence_is_copied():
+    numbers, model = Tensor([1.0, 2.0]), nn.Module()
+    model.register_buffer("a", numbers, persistent=False)
+    model.b = nn.Buffer([3.0], persistent=False)
+    numbers[0] = 7.0
+    assert model.a.tolist() == [7.0, 2.0] and isinstance(model.a, nn.Buffer)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert not twin.state_dict() and len(twin.buffers()) == 2 and twin.a.tolist() == [7.0, 2.0]
+        assert type(twin.b) is nn.Buffer and not np.shares_memory(twin.a.array, numbers.array)
+
+
+def test_what_is_not_saved_does_not_go_to_torch_either(torch):
+    from minima.serialization import load_torch_state, torch_state
+
+    ours, theirs = with_registers(nn, Tensor), with_registers(torch.nn, torch.tensor)
+    assert torch_state(ours).keys() == theirs.state_dict().keys()
+    assert load_torch_state(ours, theirs.state_dict()) == ([], [])
+
+
+def test_all_paths_of_what_is_shared(torch):
+    told = []
+    for n in (nn, torch.nn):
+        layer = n.LayerNorm(2)
+        model = n.Sequential(layer, n.ModuleList([layer]), n.LayerNorm(2))
+        model[2].bias = layer.bias
+        told.append([
+            [path for path, _ in model.named_parameters(remove_duplicate=False)],
+            [path for path, _ in model.named_parameters()],
+            [path for path, _ in model.named_modules(remove_duplicate=False)],
+            [path for path, _ in model.named_modules()],
+        ])  # fmt: skip
+    assert told[0] == told[1]
+
+
+def test_all_paths_end_where_a_thing_would_lie_in_itself():
+    tree = Tree()
+    tree.first.parent = tree
+    tree.numbers.append(tree.numbers)
+    once = [path for path, _ in walk(tree)]
+    assert {*once} == {path for path, _ in walk(tree, once=False)}
 
 
 def tied():
@@ -470,6 +697,14 @@ def test_a_model_is_printed_exactly_as_in_torch(torch):
             nn.BatchNorm2d(3, affine=False, track_running_stats=False),
             nn.Identity(3, unused=True),
             nn.GELU(approximate="tanh"),
+            nn.ReLU(inplace=True),
+            nn.SiLU(),
+            nn.SiLU(inplace=True),
+            nn.LeakyReLU(0.2),
+            nn.LeakyReLU(0.2, True),
+            nn.Softplus(2, threshold=3.0),
+            nn.LogSoftmax(dim=0),
+            nn.Embedding(3, 4, padding_idx=-1, max_norm=2),
             nn.Sigmoid(),
             nn.Softmax(dim=-1),
             nn.Flatten(0, 1),
@@ -563,39 +798,6 @@ def test_a_model_works_after_an_error():
         with pytest.raises(RuntimeError, match="^Linear 'net.2' expects 3 .*(2, 4)"):
             model(ones(2, 4))
     assert model(ones(2, 3)).shape == (2, 1)
-
-
-# ---- containers ----
-
-
-def test_a_sequential_is_a_sequence():
-    a, b, c = nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)
-    model = nn.Sequential(a, b)
-    assert model.append(c) is model and model.modules == (a, b, c) and len(model) == 3
-    assert model[0] is a and model[-1] is c and [*model] == [a, b, c]
-    assert isinstance(model[1:], nn.Sequential) and model[1:].modules == (b, c)
-    assert [(x, y) for x in model for y in model][:3] == [(a, a), (a, b), (a, c)]  # nested loops
-    assert nn.Sequential()(5) == 5
-    with pytest.raises(IndexError):
-        model[3]
-
-
-def test_a_sequential_takes_plain_functions():
-    model = nn.Sequential(nn.Linear(2, 2), lambda x: x * 0.0)
-    assert model(ones(1, 2)).tolist() == [[0.0, 0.0]] and len(model.parameters()) == 2
-
-
-def test_a_module_list_is_a_list():
-    a, b, c = nn.ReLU(), nn.Tanh(), nn.Linear(1, 1)
-    layers = nn.ModuleList([a])
-    assert layers.append(c) is layers and layers.extend([b, b]) is layers and len(layers) == 4
-    layers.insert(1, b)
-    layers[0] = c
-    assert [*layers] == [c, b, c, b, b] and layers[1] is b and [*layers[:2]] == [c, b]
-    assert isinstance(layers[:2], nn.ModuleList) and len(layers.parameters()) == 2
-    assert [*layers.state_dict()] == ["0.weight", "0.bias"]
-    with pytest.raises(NotImplementedError, match="ModuleList"):
-        layers(1)
 
 
 def test_a_model_is_not_turned_into_integers():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from minima import operators as ops
 from minima.autograd import ShapeError, Tensor, grad
+from minima.autograd.tape import _written
 from minima.backend import get_default_dtype, set_default_dtype
 from minima.testing import gradcheck, vs_torch
 
@@ -22,6 +23,11 @@ def normal(rng, shape):
 
 def positive(rng, shape):
     return rng.uniform(0.2, 3.0, size=shape)
+
+
+def share(rng, shape):
+    "Between 0 and 1, and not close to either."
+    return rng.uniform(0.1, 0.9, size=shape)
 
 
 def away(rng, shape):
@@ -181,6 +187,22 @@ def normalised_by_layer(torch, x, *affine, axis, eps):
 def normalised_by_batch(torch, x, *affine, axis, eps):
     affine = dict(zip(("weight", "bias"), (p.reshape(-1) for p in affine)))
     return torch.nn.functional.batch_norm(x, None, None, training=True, eps=eps, **affine)
+
+
+def each_surprise(torch, logits, labels, axis=1):
+    return torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+
+
+def yes_or_no(torch, z, t, w=None):
+    "PyTorch's own does not differentiate by `pos_weight`."
+    if w is None:
+        return torch.nn.functional.binary_cross_entropy_with_logits(z, t, reduction="none")
+    yes, no = torch.nn.functional.logsigmoid(z), torch.nn.functional.logsigmoid(-z)
+    return -t * w * yes - (1 - t) * no
+
+
+def huber(torch, d, delta=1.0):
+    return torch.nn.functional.huber_loss(d, torch.zeros_like(d), "none", delta)
 
 
 ONE = [((),), ((5,),), ((3, 4),), ((2, 1, 3),), ((0, 3),)]
@@ -512,6 +534,20 @@ ROWS = [
          ((3,), (3, 4)), ((0, 3), (3, 4), (1, 4)), ((1, 1), (1, 1), (1, 1))]),
     Row("cross_entropy", ops.cross_entropy, "nn.functional.cross_entropy",
         [((5, 3), (5,)), ((1, 4), (1,)), ((4, 3), (4,))], (normal, below(3))),
+    Row("surprise", ops.surprise, each_surprise,
+        [((5, 3), (5,)), ((2, 3, 4), (2, 4)), ((1, 3, 2, 2), (1, 2, 2)), ((0, 3), (0,))],
+        (normal, below(3)), [{}, {"axis": 1}]),
+    Row("surprise, of classes that come last", ops.surprise,
+        lambda torch, z, labels, axis: each_surprise(torch, z.movedim(-1, 1), labels),
+        [((5, 3), (5,)), ((2, 4, 3), (2, 4))], (normal, below(3)), [{"axis": -1}]),
+    Row("surprise, of one example", ops.surprise, each_surprise, [((3,), ())],
+        (normal, below(3)), [{"axis": 0}]),
+    Row("binary_cross_entropy_with_logits", ops.binary_cross_entropy_with_logits, yes_or_no,
+        [((), ()), ((3, 4), (3, 4)), ((3, 4), (3, 4), (4,)), ((0, 3), (0, 3), (3,))]),
+    Row("binary_cross_entropy", ops.binary_cross_entropy,
+        lambda torch, p, t: torch.nn.functional.binary_cross_entropy(p, t, reduction="none"),
+        [((), ()), ((3, 4), (3, 4)), ((0, 3), (0, 3))], share),
+    Row("huber", ops.huber, huber, ONE, away, [{}, {"delta": 0.1}, {"delta": 9.0}]),
     Row("normalize, a layer", ops.normalize, normalised_by_layer,
         [((4, 2, 3),), ((4, 2, 3), (2, 3), (2, 3))],
         settings=[{"axis": (1, 2), "eps": 1e-5}, {"axis": (-2, -1), "eps": 0.1}]),
@@ -569,6 +605,54 @@ def test_a_rule_writes_into_nothing_that_it_is_given(row):
             again = grad(y, wanted, cotangent)  # what the pullbacks keep is unharmed, too
             for a, b in zip(first, again):
                 np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+# ---- written into, between the way forward and the walk back ----
+
+TOO_CAREFUL = {  # what keeps an array that the gradient only now and then depends on
+    "clip": "which numbers are inside is all that counts",
+    "power": "an exponent counts where the base is 0",
+    "prod": "the product of the others does not depend on an only element",
+}
+
+
+def filled(arrays, i, settings, row):
+    "The gradients before and after array `i` became nan, and whether the walk back refuses that."
+    leaves = [Tensor(a.copy(), requires_grad=a.dtype.kind == "f") for a in arrays]
+    y = row.ours_with(settings)(*leaves)
+    if not y.requires_grad:
+        return None
+    (cotangent,) = numbers(normal, [y.shape])
+    wanted = [t for t in leaves if t.requires_grad]
+    walk = lambda: [g.numpy() for g in grad(y, wanted, cotangent, retain_graph=True)]
+    before = walk()
+    leaves[i].detach()[...] = np.nan
+    try:
+        walk()
+    except RuntimeError as error:
+        assert "inplace operation" in str(error)
+        refused = True
+    else:
+        refused = False
+    _written.clear()  # now nobody knows
+    return before, walk(), refused
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("row", **BY_NAME)
+def test_overwriting_an_argument_is_refused_exactly_if_a_gradient_would_change(row):
+    name = row.name.partition(",")[0]
+    for shapes, settings in row.cases():
+        arrays = [np.array(a) for a in numbers(row.make, shapes)]
+        floating = [i for i, a in enumerate(arrays) if a.dtype.kind == "f"]
+        for i in floating if all(a.size for a in arrays) else ():
+            found = filled(arrays, i, settings, row)
+            if found is not None and found[0][0].size:
+                before, after, refused = found
+                changed = any((a != b).any() for a, b in zip(before, after))
+                assert refused or not changed, f"a wrong gradient: {shapes}, {settings}, array {i}"
+                if name not in TOO_CAREFUL:
+                    assert changed or not refused, f"refused for nothing: {shapes}, array {i}"
 
 
 # ---- indexing ----

@@ -852,9 +852,9 @@ def test_tied_parameters_that_differ_are_refused():
 def test_names_and_shapes_that_do_not_fit():
     model, state = ours(), torch_state(ours())
     before = bits(model.state_dict())
-    with pytest.raises(RuntimeError, match="missing.*3.bias"):
+    with pytest.raises(RuntimeError, match="Missing.*3.bias"):
         load_torch_state(model, {k: v for k, v in state.items() if k != "3.bias"})
-    with pytest.raises(RuntimeError, match="unexpected.*more"):
+    with pytest.raises(RuntimeError, match="Unexpected.*more"):
         load_torch_state(model, state | {"more": np.ones(1)})
     for wrong in (state["3.weight"].T, state["3.weight"][0], np.float32(1)):
         with pytest.raises(RuntimeError, match="3.weight"):

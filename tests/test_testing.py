@@ -306,14 +306,14 @@ def test_vs_torch_returns_and_prints_the_differences(torch, capsys):
 MISTAKES = {
     "value": (lambda x: x * 2, lambda torch, x: x * 2.001, "output differs"),
     "gradient": (forgets_g, lambda torch, x: x.exp(), "gradient of input 0 differs"),
-    "shape": (lambda x: x.sum(axis=0), lambda torch, x: x.sum(0, keepdim=True), r"\(4,\) here"),
+    "shape": (lambda x: x.sum(axis=0), lambda torch, x: x.sum(0, keepdim=True), r"\(4,\), not"),
     "no gradient here": (lambda x: x.detach(), lambda torch, x: x, "requires_grad is False"),
     "no gradient there": (lambda x: x * 1, lambda torch, x: x.detach(), "requires_grad is True"),
     "half a gradient": (lambda x: x * x.detach(), lambda torch, x: x * x, "gradient of input 0"),
     "nan here": (lambda x: x * np.nan, lambda torch, x: x, "output differs by nan"),
     "nan there": (lambda x: x * 1, lambda torch, x: x * np.nan, "output differs by nan"),
     "infinity": (lambda x: x * np.inf, lambda torch, x: x * -np.inf, "output differs by inf"),
-    "dtype": (lambda x: x > 0, lambda torch, x: (x > 0).int(), "bool .* here, int32"),
+    "dtype": (lambda x: x > 0, lambda torch, x: (x > 0).int(), "bool .*, not int32"),
     "kind": (lambda x: x.argmax(0), lambda torch, x: x.argmin(0), "output differs"),
 }  # fmt: skip
 

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .tape import Tensor, _read_through
+from .tape import Tensor, read_through
 from ..backend import _find
 
 # %% ../../nbs/14_anomaly.ipynb #2cdc7b21
@@ -42,11 +42,11 @@ class detect_anomaly(ContextDecorator):
         self.check_nan, self.check_inf = check_nan, check_inf
 
     def __enter__(self):
-        self._before = _read_through(self._watched)
+        self._before = read_through(self._watched)
         return self
 
     def __exit__(self, *error):
-        _read_through(self._before)
+        read_through(self._before)
 
     def _recreate_cm(self):  # for each call of a decorated function, which may call itself
         return type(self)(self.check_nan, self.check_inf)

@@ -1,41 +1,82 @@
 """Networks: what a model is made of. Layers are modules; `functional` has them as plain functions."""
 
-from . import functional
+from . import functional, hooks
+from .containers import ModuleDict, ModuleList, Sequential
 from .dropout import Dropout
-from .layers import GELU, Flatten, Identity, Linear, ReLU, Residual, Sigmoid, Softmax, Tanh
-from .losses import CrossEntropyLoss, MSELoss
+from .layers import (
+    GELU,
+    Embedding,
+    Flatten,
+    Identity,
+    LeakyReLU,
+    Linear,
+    LogSoftmax,
+    ReLU,
+    Residual,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
+from .losses import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    SmoothL1Loss,
+)
 from .module import (
     Buffer,
     Module,
-    ModuleList,
     Parameter,
-    Sequential,
     _child_modules,
     _unpack_params,
 )
 from .normalization import BatchNorm1d, BatchNorm2d, LayerNorm, LayerNorm1d
+from .summary import Summary, summary
 
 __all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
     "BatchNorm1d",
     "BatchNorm2d",
     "Buffer",
     "CrossEntropyLoss",
     "Dropout",
+    "Embedding",
     "Flatten",
     "GELU",
+    "HuberLoss",
     "Identity",
+    "KLDivLoss",
+    "L1Loss",
     "LayerNorm",
     "LayerNorm1d",
+    "LeakyReLU",
     "Linear",
+    "LogSoftmax",
     "MSELoss",
     "Module",
+    "ModuleDict",
     "ModuleList",
+    "NLLLoss",
     "Parameter",
     "ReLU",
     "Residual",
     "Sequential",
+    "SiLU",
     "Sigmoid",
+    "SmoothL1Loss",
     "Softmax",
+    "Softplus",
+    "Summary",
     "Tanh",
     "functional",
+    "hooks",
+    "summary",
 ]

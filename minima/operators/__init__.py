@@ -119,14 +119,18 @@ from minima.operators.indexing import (
     topk,
 )
 from minima.operators.products import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
     cross_entropy,
     dot,
     dropout,
     einsum,
+    huber,
     linear,
     matmul,
     normalize,
     outer,
+    surprise,
 )
 from minima.operators.reductions import (
     all,

@@ -40,7 +40,8 @@ def _filled(key, indices):
 @moving
 def _getitem(xp, a, *indices, key):
     "The elements of `a` that `key` picks."
-    return _picked(a, indices, key), lambda g: _put.on(xp, g, *indices, key=key, shape=a.shape)
+    shape = a.shape
+    return _picked(a, indices, key), lambda g: _put.on(xp, g, *indices, key=key, shape=shape)
 
 
 @moving

@@ -57,29 +57,29 @@ def _count(shape, axis):
 @op
 def summation(xp, a, *, axis=None, keepdims=False):
     "The sum over `axis` (None for all, an int or a tuple)."
-    axis = _along(axis, a)
+    axis, shape = _along(axis, a), a.shape
     y = xp.sum(a, axis=axis, keepdims=keepdims)
-    return y, lambda g: xp.broadcast_to(xp.reshape(g, _kept(a.shape, axis)), a.shape)
+    return y, lambda g: xp.broadcast_to(xp.reshape(g, _kept(shape, axis)), shape)
 
 
 @op
 def mean(xp, a, *, axis=None, keepdims=False):
     "The mean over `axis` (None for all, an int or a tuple); integers give floats."
-    axis = _along(axis, a)
+    axis, shape = _along(axis, a), a.shape
     y = xp.mean(a, axis=axis, keepdims=keepdims)
     return y, lambda g: xp.broadcast_to(
-        xp.reshape(g / _count(a.shape, axis), _kept(a.shape, axis)), a.shape
+        xp.reshape(g / _count(shape, axis), _kept(shape, axis)), shape
     )
 
 
 @op
 def var(xp, a, *, axis=None, correction=1, keepdims=False):
     "The variance over `axis`: summed squared deviations, divided by (count - `correction`)."
-    axis = _along(axis, a)
+    axis, shape = _along(axis, a), a.shape
     centred = a - xp.mean(a, axis=axis, keepdims=True)
-    n = 1.0 * _count(a.shape, axis) - correction
+    n = 1.0 * _count(shape, axis) - correction
     y = xp.sum(centred * centred, axis=axis, keepdims=keepdims) / (n if n > 0 else 0.0)
-    return y, lambda g: centred * xp.reshape(2 * g / n, _kept(a.shape, axis))
+    return y, lambda g: centred * xp.reshape(2 * g / n, _kept(shape, axis))
 
 
 @op
@@ -181,14 +181,15 @@ def prod(xp, a, *, axis=None, keepdims=False):
 @op
 def cumsum(xp, a, *, axis=None):
     "Running sums along `axis`, an int; None flattens the array first."
-    axis = _along(axis, a)
+    axis, shape = _along(axis, a), a.shape
     rows = a if a.ndim and axis is not None else xp.reshape(a, (-1,))
     along = _axes(axis, a.ndim)[0] if rows is a else 0
     y = xp.cumsum(rows, axis=along)
+    across = y.shape
 
     def pull(g):
-        g = xp.flip(xp.cumsum(xp.flip(xp.reshape(g, y.shape), axis=along), axis=along), axis=along)
-        return xp.reshape(g, a.shape)
+        g = xp.flip(xp.cumsum(xp.flip(xp.reshape(g, across), axis=along), axis=along), axis=along)
+        return xp.reshape(g, shape)
 
     return y if a.ndim else xp.reshape(y, ()), pull
 

@@ -35,7 +35,8 @@ def moving(rule):
 @moving
 def reshape(xp, a, *, shape):
     "The same elements in another `shape`; one size may be -1 and is worked out."
-    return xp.reshape(a, shape), lambda g: xp.reshape(g, a.shape)
+    before = a.shape
+    return xp.reshape(a, shape), lambda g: xp.reshape(g, before)
 
 
 def flatten(
@@ -95,13 +96,15 @@ def swapaxes(xp, a, *, axis1, axis2):
 def squeeze(xp, a, *, axis=None):
     "`a` without the axes in `axis` (None for all) that have size 1; others stay, as in PyTorch."
     ones = tuple(i for i in _axes(axis, a.ndim) if a.shape[i] == 1)
-    return xp.squeeze(a, axis=ones), lambda g: xp.reshape(g, a.shape)
+    before = a.shape
+    return xp.squeeze(a, axis=ones), lambda g: xp.reshape(g, before)
 
 
 @moving
 def expand_dims(xp, a, *, axis):
     "`a` with a new axis of size 1 at `axis` (an int or a tuple)."
-    return xp.expand_dims(a, axis=axis), lambda g: xp.reshape(g, a.shape)
+    before = a.shape
+    return xp.expand_dims(a, axis=axis), lambda g: xp.reshape(g, before)
 
 
 @moving
@@ -127,7 +130,8 @@ def broadcast_to(xp, a, *, shape):
 @moving
 def astype(xp, a, *, dtype):
     "`a` with its elements as `dtype`."
-    return xp.astype(a, dtype), lambda g: xp.astype(g, a.dtype)
+    before = a.dtype
+    return xp.astype(a, dtype), lambda g: xp.astype(g, before)
 
 
 @moving

@@ -309,7 +309,7 @@ def _differences(rows, rtol, atol, verbose=False):
     found, faults, width = {}, [], max(len(name) for name, _, _ in rows)
     for name, a, b in rows:
         if a.shape != b.shape or a.dtype != b.dtype:
-            faults.append(f"{name} is {a.dtype} {a.shape} here, {b.dtype} {b.shape} there")
+            faults.append(f"{name} is {a.dtype} {a.shape}, not {b.dtype} {b.shape}")
             continue
         x, y = a.astype("float64"), b.astype("float64")
         with np.errstate(invalid="ignore"):
