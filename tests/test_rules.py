@@ -66,6 +66,12 @@ def test_a_half_stays_a_half_beside_integers_whatever_the_default():
         assert y.dtype == "float16"
 
 
+def test_what_stands_beside_a_half_keeps_all_its_digits():
+    half, third = Tensor(np.ones(1, "float16")), Tensor(np.array([1 / 3]))
+    for y in (half * third, third / half, half.exp() * 0 + third, ops.maximum(half * 0, third)):
+        assert y.dtype == "float64" and y.tolist() == [1 / 3]
+
+
 # ---- reductions ----
 
 
