@@ -32,7 +32,7 @@ EQUIVALENT = {
         "what is multiplied with it is 0",
     "operators.reductions.std: xp.where(y == 0, 1, 2 * y) -> xp.where(y == 0, 2, 2 * y)":
         "what is divided by it is not taken",
-    "operators.reductions.var: 1.0 * _count(a.shape, axis) -> _count(a.shape, axis)":
+    "operators.reductions.var: 1.0 * _count(shape, axis) -> _count(shape, axis)":
         "an integer divides as the float does",
     "operators.reductions.var: n > 0 -> (n >= 0)": "0 divides as 0.0 does",
     "operators.shapes.permute: tuple(sorted(range(len(order)), key=order.__getitem__)) -> "
@@ -59,6 +59,7 @@ EQUIVALENT = {
     "operators.indexing._added: xp.reshape(g, z[places].shape) if len(places) < len(key) else g -> "
     "xp.reshape(g, z[places].shape)": FOR_SPEED,
     "operators.indexing._added: len(places) < len(key) -> (len(places) <= len(key))": FOR_SPEED,
+    "optim.clipping._norm: xp.astype(a != 0, a.dtype) -> a != 0": "a sum of booleans is a count",
     "optim.clipping._norm: kind == 1 -> False": "the general formula gives the same, slower",
     "optim.clipping._norm: kind == 2 -> False": "the general formula gives the same, slower",
 }  # fmt: skip
