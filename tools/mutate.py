@@ -58,7 +58,8 @@ def with_helpers(names, functions):
     "The `names` of functions of a module, and of those that these call."
     found = list(names)
     for name in found:
-        used = {n.id for n in ast.walk(functions[name]) if isinstance(n, ast.Name)}
+        inside = (n for part in functions[name].body for n in ast.walk(part))
+        used = {n.id for n in inside if isinstance(n, ast.Name)}
         found += [other for other in functions if other in used and other not in found]
     return found
 
