@@ -3,6 +3,7 @@
 MINUS_ZERO = "minus zero is zero"
 BOTH_HOLD = "both formulas hold around 0.5"
 FOR_SPEED = "left out where it does nothing, for speed"
+NO_VALUE = "the token between gates has a place in the order, and a value that nobody reads"
 DISCARDED = "of a rule that is read on Tensors only the pullbacks are used"
 
 EQUIVALENT = {
@@ -46,11 +47,18 @@ EQUIVALENT = {
     "operators.indexing._picked: a[key] -> a (2)": DISCARDED,
     "operators.indexing.argsort: xp.argsort(xp.reshape(a, (1,)))[0] -> "
     "(-xp.argsort(xp.reshape(a, (1,)))[0])": MINUS_ZERO,
+    "nn.hooks._meet: xp.asarray(0.0) -> 0.0": NO_VALUE,
+    "nn.hooks._meet: xp.asarray(0.0) -> (-xp.asarray(0.0))": NO_VALUE,
+    "nn.hooks._meet: xp.asarray(0.0) -> xp.asarray(1.0)": NO_VALUE,
+    "nn.hooks._pass: gate.arrive(i, g, token) -> (-gate.arrive(i, g, token))": NO_VALUE,
+    "nn.hooks._going: xp.zeros_like(like) -> (-xp.zeros_like(like))": MINUS_ZERO,
     # what is there for speed
     "operators.elementwise._erfc: _ERFC_DOUBLE if z.dtype == xp.float64 else _ERFC_SINGLE -> "
     "_ERFC_DOUBLE": "the short series is as exact in single precision",
     "operators.products.matmul: xp.expand_dims(a, axis=0) if a.ndim == 1 else a -> "
     "xp.expand_dims(a, axis=0)": "the engine sums over an axis of size 1 that is too many",
+    "nn.hooks._coming: g if g.dtype == like.dtype else xp.astype(g, like.dtype) -> "
+    "xp.astype(g, like.dtype)": FOR_SPEED,
     "operators.products.linear: x if x.ndim == 2 else xp.reshape(x, (-1, weight.shape[0])) -> "
     "xp.reshape(x, (-1, weight.shape[0]))": FOR_SPEED,
     "operators.products.linear: g if g.ndim == 2 else xp.reshape(g, (-1, weight.shape[1])) -> "

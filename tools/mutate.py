@@ -43,6 +43,7 @@ from equivalent_mutants import EQUIVALENT
 from run_notebooks import THREADS
 
 ROOT = Path(__file__).resolve().parent.parent
+COMPREHENSION = re.compile(r"\.<(?:gen|list|set|dict)(?:expr|comp)>")  # in a function's name
 ELSEWHERE = "house notebooks readme mutate".split()  # tests of other things than functions
 
 # ---- what is changed ----
@@ -442,7 +443,8 @@ class Hunt:
             sys.settrace(note)
             good = self.passes(i, after)
             sys.settrace(None)
-            found.append((good, time.process_time() - start, self.prepared, set(called)))
+            names = {(file, COMPREHENSION.sub("", name)) for file, name in called}
+            found.append((good, time.process_time() - start, self.prepared, names))
         return found
 
     def show(self, mutant):
