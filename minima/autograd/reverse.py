@@ -133,10 +133,13 @@ def _read_again(t):
 
 def _check_unwritten(t, notes, create_graph):
     "Raise RuntimeError if what `t` needs on the walk back was written into after `t` was recorded."
-    whole = (t._args, *t._settings.values(), wrap(t.array))
-    if not _stale(whole, t._order, notes):
+    for a in (*t._args, t):
+        array = getattr(a, "array", a)
+        if id(array) in notes or id(getattr(array, "base", None)) in notes:
+            break
+    else:
         return  # the usual case, and quick to see
-    needed = whole if create_graph else [pull for _, pull in t._edges]
+    needed = [*t._args, wrap(t.array)] if create_graph else [pull for _, pull in t._edges]
     if stale := _stale(needed, t._order, notes):
         name, array, by = stale
         raise RuntimeError(
