@@ -32,6 +32,7 @@ from contextvars import copy_context
 from copy import copy
 from functools import cached_property
 from queue import SimpleQueue
+from sys import is_finalizing
 from threading import Event, Semaphore, Thread, current_thread
 from zlib import crc32
 
@@ -144,7 +145,8 @@ def _ahead(
     finally:
         left.set()
         room.release()
-        if thread.is_alive() and thread is not current_thread():  # where garbage may be collected
+        in_vain = thread is current_thread() or is_finalizing()  # where garbage may be collected
+        if thread.is_alive() and not in_vain:
             thread.join(patience)
         item = error = None  # an error holds the frames on its way, so they must not hold it,
         while not ready.empty():
