@@ -36,7 +36,7 @@ ORDER = """
     optim.optimizers optim.adaptive optim.clipping optim.schedules optim.policies optim
     testing.conformance testing
     data.datasets data.samplers data.loading data.collections data
-    serialization trainer algorithms* functional
+    serialization trainer algorithms.surgery algorithms* functional
     kernels* cuda capture visualize
     minima __main__
 """.split()
