@@ -148,9 +148,10 @@ def test_match_is_a_class_classes_or_a_function_of_path_and_module():
 @pytest.mark.parametrize(
     "match, make, words",
     [
-        (nn.Dropout, identity, "no module matched"),
-        (nn.Linear, lambda old: None, "left as they are"),
-        (nn.Linear, lambda old: old, "left as they are"),
+        (nn.Dropout, identity, "there is no Dropout, so the model is unchanged"),
+        ((nn.Dropout, nn.Tanh), identity, "there is no module that matches"),
+        (nn.Linear, lambda old: None, "stay as they are"),
+        (nn.Linear, lambda old: old, "stay as they are"),
     ],
 )
 def test_no_effect_is_a_warning(match, make, words):

@@ -23,6 +23,7 @@ What is left out: modules that only a closure or a `functools.partial` knows.
 """
 
 # %% ../../nbs/41_surgery.ipynb #ba0aac04
+import sys
 import warnings
 
 from ..backend import backend_of
@@ -105,6 +106,14 @@ class NoEffectWarning(UserWarning):
     "A method was applied to a model that has nothing it could be applied to."
 
 
+def _warn_no_effect(message):
+    "Warn, at the line outside of minima that led here."
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("minima."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(f"{message}, so the model is unchanged", NoEffectWarning, stacklevel=level)
+
+
 def _as_predicate(match):
     "`match` as a function of a path and a module. Raises TypeError."
     kinds = match if isinstance(match, tuple) else (match,)
@@ -139,8 +148,8 @@ def replace(
     pairs = [(old, _made(path, old, make)) for path, old in found]
     pairs = [(old, new) for old, new in pairs if new is not old]
     if not pairs:
-        reason = "no module matched" if not found else "all that matched were left as they are"
-        warnings.warn(f"{reason}, so the model is unchanged", NoEffectWarning, stacklevel=2)
+        kind = getattr(match, "__name__", "module that matches")
+        _warn_no_effect("all that matched stay as they are" if found else f"there is no {kind}")
         return model
     known, before = {id(thing) for _, thing in things}, _unpack_params(model)
     likes = [_floating([old, model]) for old, _ in pairs]
