@@ -12,7 +12,7 @@ from numpy import dtype as _dtype
 
 from minima import autograd  # isort: skip - first, since operators and it lean on each other
 from minima import operators  # isort: skip - gives Tensors their methods
-from minima import data, init, nn, optim, random, serialization, testing
+from minima import algorithms, data, functional, init, nn, optim, random, serialization, testing
 from minima.autograd import (
     Tensor,
     enable_grad,
@@ -36,12 +36,14 @@ __all__ = [
     "Device",
     "Generator",
     "Tensor",
+    "algorithms",
     "autograd",
     "cpu",
     "cuda",
     "data",
     "enable_grad",
     "from_dlpack",
+    "functional",
     "get_default_dtype",
     "grad",
     "hessian",

@@ -3,6 +3,7 @@
 from . import functional, hooks
 from .containers import ModuleDict, ModuleList, Sequential
 from .dropout import Dropout
+from .gyro import GyroDropout, GyroSchedule
 from .layers import (
     GELU,
     Embedding,
@@ -51,6 +52,8 @@ __all__ = [
     "Embedding",
     "Flatten",
     "GELU",
+    "GyroDropout",
+    "GyroSchedule",
     "HuberLoss",
     "Identity",
     "KLDivLoss",
