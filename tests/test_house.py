@@ -36,7 +36,9 @@ ORDER = """
     optim.optimizers optim.adaptive optim.clipping optim.schedules optim.policies optim
     testing.conformance testing
     data.datasets data.samplers data.loading data.collections data
-    serialization trainer algorithms.surgery algorithms* functional
+    serialization
+    trainer.time trainer.events trainer.batches trainer.loggers trainer.checkpoints trainer.lints
+    trainer.trainer trainer.callbacks trainer algorithms.surgery algorithms* functional
     kernels* cuda capture visualize
     minima __main__
 """.split()
