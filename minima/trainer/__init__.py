@@ -1,6 +1,14 @@
 """Training: the loop, written once, and what surrounds it: time, events, loggers, checkpoints."""
 
 from .batches import Accuracy, Mean, Metric
+from .callbacks import (
+    EarlyStopper,
+    GradientClipping,
+    LRFinder,
+    LRMonitor,
+    NaNStop,
+    SpeedMonitor,
+)
 from .events import Algorithm, Callback, Event, State
 from .loggers import CSVLogger, History, InMemoryLogger, JSONLLogger, ProgressBar
 from .time import Time, Timestamp
@@ -11,13 +19,19 @@ __all__ = [
     "Algorithm",
     "CSVLogger",
     "Callback",
+    "EarlyStopper",
     "Event",
+    "GradientClipping",
     "History",
     "InMemoryLogger",
     "JSONLLogger",
+    "LRFinder",
+    "LRMonitor",
     "Mean",
     "Metric",
+    "NaNStop",
     "ProgressBar",
+    "SpeedMonitor",
     "State",
     "Time",
     "Timestamp",

@@ -71,15 +71,18 @@ class History(dict):
         return figure
 
     def _repr_html_(self):
-        cells = [[*self], *([_shown(v) for v in row] for row in zip(*self.values()))]
+        columns = ([name, *(_shown(v, name) for v in values)] for name, values in self.items())
+        cells = zip(*columns)
         lines = ("".join(f"<td>{cell}</td>" for cell in line) for line in cells)
         return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
-def _shown(value):
-    "A number as it is printed; nothing for None."
+def _shown(value, name=""):
+    "A number as it is printed; accuracies in per cent, and nothing for None."
     if value is None or isinstance(value, int):
         return "" if value is None else str(value)
+    if "accuracy" in name:
+        return f"{value:.2%}"
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
 
 # %% ../../nbs/42_loggers.ipynb #8ba8f587
@@ -210,7 +213,7 @@ class ProgressBar(Callback):
         if self.bar is not None:
             speed = state.timestamp.sample / max(state.timestamp.seconds, 1e-9)
             numbers = {"loss": state.loss, **state.metrics}
-            words = [f"{name} {_shown(value)}" for name, value in numbers.items()]
+            words = [f"{name} {_shown(value, name)}" for name, value in numbers.items()]
             self.bar.set_postfix_str(", ".join([*words, f"{speed:.0f} samples/s"]), refresh=False)
             self.bar.update(1)
 
@@ -234,7 +237,7 @@ class ProgressBar(Callback):
         "Print the rows of the history that have not been shown."
         history, whole = state.history, state.max_duration
         for i in range(self.shown, history.count()):
-            numbers = {name: _shown(value) for name, value in history.row(i).items()}
+            numbers = {name: _shown(value, name) for name, value in history.row(i).items()}
             if whole is not None and whole.unit == "ep":
                 numbers["epoch"] = f"{numbers['epoch']:>{len(str(whole)) - 2}}/{str(whole)[:-2]}"
             if self.table is None:
