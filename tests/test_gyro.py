@@ -65,7 +65,9 @@ def test_balanced_trains_every_subnetwork_equally_often():
     assert turns.tolist() == [25] * 20
     assert len({schedule.chosen(t) for t in range(100)}) == 4
     odd = nn.GyroSchedule(35, 1, 7, 3, order="balanced", generator=Generator(1))
-    assert {k for t in range(35) for k in odd.chosen(t)} == set(range(7))
+    numbers = [k for t in range(0, 105, 15) for k in odd.chosen(t)]  # 7 rounds of 3
+    assert odd.period == 15 and len({tuple(numbers[i : i + 7]) for i in (0, 7, 14)}) == 3
+    assert all(sorted(numbers[i : i + 7]) == list(range(7)) for i in (0, 7, 14))
 
 
 def test_random_is_independent_and_leaves_a_third_out():
@@ -400,3 +402,19 @@ def test_the_defaults_are_those_of_composer():
     positional = nn.GyroDropout(10, 3, 0.3, 64, 8)
     assert (positional.p, positional.schedule.sigma, positional.schedule.tau) == (0.3, 64, 8)
     assert positional.schedule.iterations == 30
+    assert repr(layer(block=2)).startswith("GyroDropout(\n  p=0.5, block=2\n")
+    assert nn.GyroSchedule(3).iterations == 300 and drop.key.dtype == "uint64"
+
+
+def test_masks_are_made_once_in_a_round():
+    drop = layer(sigma=64, iterations=32)
+    drop(ones(8, 5))
+    (table,) = drop._kept[1].values()
+    drop(ones(8, 5))
+    assert [*drop._kept[1].values()][0] is table
+    drop(ones(8, 5))
+    assert [*drop._kept[1].values()][0] is not table
+
+
+def test_arrays_are_taken_as_tensors():
+    assert layer()(np.ones((4, 3))).shape == (4, 3)

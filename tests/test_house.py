@@ -32,7 +32,7 @@ ORDER = """
     autograd.functional random autograd.checkpointing autograd.anomaly autograd
     testing.gradients init
     nn.module nn.functional.layers nn.functional.losses nn.functional nn.hooks nn.containers
-    nn.layers nn.normalization nn.dropout nn.gyro nn.losses nn.summary nn
+    nn.layers nn.normalization nn.dropout nn.gyro nn.blockwise nn.losses nn.summary nn
     optim.optimizers optim.adaptive optim.clipping optim.schedules optim.policies optim
     testing.conformance testing
     data.datasets data.samplers data.loading data.collections data

@@ -72,9 +72,15 @@ def test_a_module_is_replaced_wherever_it_lies(hold):
 
 def test_collections_keep_their_kind_and_what_is_unchanged_its_identity():
     kept = (1, nn.ReLU())
-    model = Owner(pair=Pair(nn.Dropout(), 2), kept=kept, order=OrderedDict(b=nn.Dropout(), a=1))
+    model = Owner(
+        plain=(nn.Dropout(),),
+        pair=Pair(nn.Dropout(), 2),
+        kept=kept,
+        order=OrderedDict(b=nn.Dropout(), a=1),
+    )
     replace(model, nn.Dropout, identity)
     assert type(model.pair) is Pair and type(model.pair.first) is nn.Identity
+    assert type(model.plain) is tuple
     assert model.kept is kept and type(model.order) is OrderedDict and [*model.order] == ["b", "a"]
 
 
@@ -323,3 +329,25 @@ def test_a_parameter_that_is_held_already_is_not_added_twice():
     optimizer.add_param_group({"params": new.parameters()})
     swap(model, optimizer, 1, lambda old: new)
     assert sum(p is new.weight for group in params(optimizer) for p in group) == 1
+
+
+def test_a_parameter_that_was_in_no_optimizer_stays_out_if_it_carries_over():
+    model, optimizer = trained(0, 2)
+    before = model.parameters()
+    swap(model, optimizer, 1, lambda old: nn.Sequential(old))
+    assert same(params(optimizer)[0], before[:2]) and same(params(optimizer)[1], before[4:])
+
+
+def test_integers_give_no_dtype():
+    drop = nn.GyroDropout(10)
+    model = replace(nn.Sequential(drop), nn.GyroDropout, lambda old: nn.BatchNorm1d(2))
+    assert model[0].weight.dtype == "float32"
+
+
+def test_only_modules_are_asked():
+    asked = []
+    model = nn.Sequential(nn.BatchNorm1d(2))
+    replace(model, lambda path, m: asked.append(m) or path == "0", identity)
+    assert len(asked) == 2 and all(isinstance(m, nn.Module) for m in asked)
+    with pytest.raises(TypeError, match="of Identity it made 3"):
+        replace(nn.Identity(), nn.Identity, lambda old: 3)

@@ -2,6 +2,7 @@
 
 from . import functional, hooks
 from .containers import ModuleDict, ModuleList, Sequential
+from .blockwise import GyroPair
 from .dropout import Dropout
 from .gyro import GyroDropout, GyroSchedule
 from .layers import (
@@ -53,6 +54,7 @@ __all__ = [
     "Flatten",
     "GELU",
     "GyroDropout",
+    "GyroPair",
     "GyroSchedule",
     "HuberLoss",
     "Identity",

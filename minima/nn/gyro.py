@@ -225,18 +225,21 @@ class GyroDropout(Module):
             tables[shape] = device.put(self.masks(chosen, shape))
         return tables[shape]
 
-    def forward(self, x):
+    def _assigned(self, n):
+        "The subnetworks at work, and for each of `n` rows the place of its own among them."
         schedule = self.schedule
-        if not self.training and schedule.only is None:
+        if schedule.only is not None:
+            return (schedule.only,), np.zeros(n, dtype=int)
+        counts = self.leads and schedule.clock == "layer"
+        iteration = schedule.step() if counts else schedule.iteration
+        return schedule.chosen(iteration), schedule.rows(n, iteration)
+
+    def forward(self, x):
+        if not self.training and self.schedule.only is None:
             return x
         x = _tensor(x)
         shape = self._neurons(x.shape)
-        if schedule.only is not None:
-            chosen, rows = (schedule.only,), np.zeros(len(x), dtype=int)
-        else:
-            counts = self.leads and schedule.clock == "layer"
-            iteration = schedule.step() if counts else schedule.iteration
-            chosen, rows = schedule.chosen(iteration), schedule.rows(len(x), iteration)
+        chosen, rows = self._assigned(len(x))
         p = round(self.p * 65536) / 65536  # what a mask can do
         if p == 0:
             return x
