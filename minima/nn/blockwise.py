@@ -65,7 +65,7 @@ def _by_blocks(xp, x, w1, b1, w2, table, rows, *, block, p):
     scale, parts = x.dtype.type(1 / (1 - p) if p < 1 else 0.0), []
     y, wide = xp.zeros((len(x), w2.shape[1]), x.dtype), xp.empty((len(x), w2.shape[1]), x.dtype)
     for start in range(0, w1.shape[1], block):
-        cols, at = slice(start, start + block), xp.flatnonzero(table[rows, start])
+        cols, at = slice(start, start + block), xp.nonzero(table[rows, start])[0]
         a = xp.matmul(x[at], w1[:, cols])
         a += xp.broadcast_to(b1, (1, w1.shape[1]))[:, cols]
         xp.maximum(a, 0, out=a)
