@@ -110,7 +110,7 @@ if __name__ == "__main__":
             "torch, dropout": torch_forward_backward(torch_pair(sizes), x, g),
             "numpy, products only": control(x, g, sizes),
         }
-        times = measure(rivals, calls=1, rounds=15)
+        times = measure(rivals, calls=1, rounds=21)
         report(f"layer pair {sizes}, forward and backward", times, {"minima, gyro blocks": 1.6})
 
     x = rng.normal(size=(BATCH, 784)).astype("float32")
@@ -125,5 +125,5 @@ if __name__ == "__main__":
         "minima, gyro blocks": step(network("pair"), mi, x, y),
         "torch, dropout": step(theirs, torch, x, y),
     }
-    times = measure(rivals, calls=1, rounds=15)
+    times = measure(rivals, calls=1, rounds=21)
     report("training step 784-2048-2048-10, SGD", times, {"minima, gyro blocks": 1.3})

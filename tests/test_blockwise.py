@@ -80,22 +80,27 @@ def test_a_pair_computes_what_its_layers_do(options, batch, dtype, rtol, read):
     assert pair[2].schedule.iteration == row[2].schedule.iteration == 2
 
 
-@pytest.mark.parametrize("shape", [(1, 12), (12,)])
-def test_the_kernel_agrees_with_the_rule(shape):
+@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-12), ("float32", 1e-4)])
+@pytest.mark.parametrize("shape, p", [((1, 12), 0.25), ((12,), 0.5), ((1, 12), 1.0)])
+def test_the_kernel_agrees_with_the_rule(shape, p, dtype, tolerance):
     rng = np.random.default_rng(1)
-    x, w1, b1, w2 = (rng.normal(size=s) for s in ((9, 5), (5, 12), shape, (12, 4)))
+    x, w1, b1, w2, g = (
+        rng.normal(size=s).astype(dtype) for s in ((9, 5), (5, 12), shape, (12, 4), (9, 4))
+    )
     table = np.repeat(rng.random((3, 4)) < 0.5, 3, axis=1)
     table[:, 3:6] = False  # a block that nobody keeps
-    rows, g = rng.integers(0, 3, 9), rng.normal(size=(9, 4))
+    rows = rng.integers(0, 3, 9)
     results = []
     for reading in (relu_drop_linear.rule, _by_blocks):
-        y, *pullbacks = reading(np, x, w1, b1, w2, table, rows, block=3, p=0.25)
+        y, *pullbacks = reading(np, x, w1, b1, w2, table, rows, block=3, p=p)
         for scale in (1, 2):  # a second walk back with another cotangent
-            results.append([y, *(pull(g * scale) for pull in pullbacks)])
+            again = g * np.asarray(scale, dtype)
+            results.append([y, *(pull(again) for pull in pullbacks)])
     for a, b in zip(results[0] + results[1], results[2] + results[3]):
         if a.shape == (9, 12):  # the rule leaves it to the engine to undo broadcasting
             a = a.sum(axis=0).reshape(shape)
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-13)
+        assert a.dtype == b.dtype == dtype
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
 def test_gradients_to_second_order():

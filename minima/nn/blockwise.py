@@ -63,22 +63,22 @@ def _asked_once(function):
 def _by_blocks(xp, x, w1, b1, w2, table, rows, *, block, p):
     "`relu_drop_linear`, block by block of hidden neurons."
     scale, parts = x.dtype.type(1 / (1 - p) if p < 1 else 0.0), []
-    y = xp.zeros((len(x), w2.shape[1]), x.dtype)
+    y, wide = xp.zeros((len(x), w2.shape[1]), x.dtype), xp.empty((len(x), w2.shape[1]), x.dtype)
     for start in range(0, w1.shape[1], block):
-        cols, at = slice(start, start + block), xp.flatnonzero(table[rows, start])
+        cols, at = slice(start, start + block), xp.nonzero(table[rows, start])[0]
         a = xp.matmul(x[at], w1[:, cols])
         a += xp.broadcast_to(b1, (1, w1.shape[1]))[:, cols]
         xp.maximum(a, 0, out=a)
         a *= scale
-        y[at] += xp.matmul(a, w2[cols])
+        y[at] += xp.matmul(a, w2[cols], out=wide[: len(at)])
         parts.append((cols, at, a))
 
     def back(g):
         dw1, db1, dw2 = xp.empty_like(w1), xp.empty((1, w1.shape[1]), x.dtype), xp.empty_like(w2)
-        hidden = []
+        hidden, wide = [], xp.empty_like(g)
         for cols, at, a in parts:
-            rest = g[at]
-            dw2[cols] = xp.matmul(a.T, rest)
+            rest = xp.take(g, at, axis=0, out=wide[: len(at)], mode="clip")
+            xp.matmul(a.T, rest, out=dw2[cols])
             h = xp.matmul(rest, w2[cols].T)
             h *= a > 0
             h *= scale

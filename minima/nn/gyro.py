@@ -20,7 +20,7 @@ evaluation returns the very Tensor that it got, and does not count as an iterati
 of two integers and a count is saved, so a state dict fits a model that has not run yet, and
 training goes on exactly where it was. The scale of what is kept is 1 / (1 - p), as for Dropout.
 
-What is left out: products that skip what is dropped.
+What is left out: products that skip what is dropped; they are in `blockwise`.
 """
 
 # %% ../../nbs/25_gyro.ipynb #b0d1d449
