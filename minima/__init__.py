@@ -3,14 +3,16 @@
 `import minima as mi`, then `mi.Tensor`, `mi.nn`, `mi.optim`, `mi.data`. Each module is exported from a notebook
 in `nbs/`; read them in order. This file only names what is public, and is written by hand.
 
-Operations and ways to begin are found here as well as in their modules: `mi.exp`, `mi.zeros`.
+Operations, ways to begin and dtypes are found here, too: `mi.exp`, `mi.zeros`, `mi.float32`.
 """
 
 __version__ = "0.1.0"
 
+from numpy import dtype as _dtype
+
 from minima import autograd  # isort: skip - first, since operators and it lean on each other
 from minima import operators  # isort: skip - gives Tensors their methods
-from minima import data, init, nn, optim, random, serialization, testing
+from minima import algorithms, data, functional, init, nn, optim, random, serialization, testing
 from minima.autograd import (
     Tensor,
     enable_grad,
@@ -26,7 +28,7 @@ from minima.autograd import (
     tensor,
     vjp,
 )
-from minima.backend import Device, cpu, cuda, get_default_dtype, set_default_dtype
+from minima.backend import Device, as_dtype, cpu, cuda, get_default_dtype, set_default_dtype
 from minima.random import Generator, manual_seed
 from minima.serialization import load, save
 
@@ -34,12 +36,14 @@ __all__ = [
     "Device",
     "Generator",
     "Tensor",
+    "algorithms",
     "autograd",
     "cpu",
     "cuda",
     "data",
     "enable_grad",
     "from_dlpack",
+    "functional",
     "get_default_dtype",
     "grad",
     "hessian",
@@ -66,7 +70,23 @@ __all__ = [
 
 
 def __getattr__(name):
+    if name in _DTYPES:
+        return _dtype(as_dtype(_DTYPES[name]))
     for home in (init, operators):
-        if not name.startswith("_") and hasattr(home, name):
-            return getattr(home, name)
+        thing = getattr(home, name, None)
+        if str(getattr(thing, "__module__", "")).startswith(home.__name__) and name[0] != "_":
+            return thing
     raise AttributeError(f"module 'minima' has no attribute {name!r}")
+
+
+_DTYPES = {
+    "half": "float16",
+    "float": "float32",
+    "double": "float64",
+    "int": "int32",
+    "long": "int64",
+    "bfloat16": "bfloat16",
+    "bool": "bool",
+    **{name: name for name in ("float16", "float32", "float64")},
+    **{f"{u}int{bits}": f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)},
+}

@@ -34,7 +34,7 @@ def as_dtype(
     dtype,  # a dtype, or its name
 ):
     "`dtype`, made known to NumPy if it is `bfloat16`. Raises ImportError that says how to get it."
-    if str(dtype) != "bfloat16":
+    if getattr(dtype, "kind", "V") != "V" or str(dtype) != "bfloat16":  # `str` is slow
         return dtype
     try:
         from ml_dtypes import bfloat16  # slow to import, and rarely needed

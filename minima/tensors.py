@@ -298,13 +298,13 @@ _AS_THEY_ARE = {int, float, bool, type(None)}
 def _settled(out, xp, arrays, settings):
     "A rule's value as an array; floats take their dtype from the floats among `arrays`."
     out = out if _find(type(out)) else xp.asarray(out)
-    is_floating = backend_of(out).is_floating
-    if "dtype" in settings or not is_floating(out.dtype):
-        return out
     dtypes = [a.dtype for a in arrays if type(a) is type(out)]
-    floats = [dtype for dtype in dtypes if is_floating(dtype)]
-    if out.dtype in floats or not dtypes:  # or it has just come from another device
+    if "dtype" in settings or out.dtype in dtypes or not dtypes:  # or it has just been moved here
         return out
+    is_floating = backend_of(out).is_floating
+    if not is_floating(out.dtype):
+        return out
+    floats = [dtype for dtype in dtypes if is_floating(dtype)]
     return xp.astype(out, xp.result_type(*floats) if floats else get_default_dtype())
 
 

@@ -116,5 +116,14 @@ def test_operations_and_ways_to_begin_are_found_at_the_top():
     assert mi.exp is ops.exp and mi.stack is ops.stack and mi.zeros is mi.init.zeros
     assert mi.arange(3).tolist() == [0, 1, 2]  # ours, not what rules call by this name
     assert mi.ones_like(Tensor([1.0])).tolist() == [1.0]
-    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
-        mi.nonsense  # noqa: B018
+    assert mi.cat is ops.concat and mi.mul is ops.multiply and mi.clamp is ops.clip
+    for name in ("nonsense", "sys", "np", "_DTYPES_"):
+        with pytest.raises(AttributeError, match=f"no attribute '{name}'"):
+            getattr(mi, name)
+
+
+@pytest.mark.parametrize("name", ["float16", "float32", "double", "half", "long", "uint8", "bool"])
+def test_dtypes_are_found_at_the_top(name, torch):
+    dtype = getattr(mi, name)
+    assert mi.zeros(2, dtype=dtype).dtype == dtype
+    assert str(getattr(torch, name)) == f"torch.{dtype.name}"

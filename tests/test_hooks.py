@@ -1,5 +1,8 @@
 "Looking on at the walk back, and arrays that were written into before it; both beside PyTorch."
 
+import sys
+import threading
+
 import numpy as np
 import pytest
 
@@ -7,7 +10,7 @@ import minima as mi
 from minima import operators as ops
 from minima import optim
 from minima.autograd import Tensor, grad, wrote
-from minima.autograd.tape import _MOST_NOTES, _written
+from minima.autograd.tape import _MOST_NOTES, _next_order, _written, _written_since
 
 RNG = np.random.default_rng(0)
 
@@ -292,3 +295,24 @@ def test_notes_of_writes_do_not_pile_up():
     for array in kept:
         wrote(array, "a test")
     assert len(_written) == _MOST_NOTES
+
+
+def test_notes_of_writes_can_be_read_while_another_thread_makes_some():
+    arrays, leaving = [np.empty(1) for _ in range(500)], threading.Event()
+
+    def write_on():
+        while not leaving.is_set():
+            for array in arrays:
+                wrote(array, "another thread")
+
+    interval, thread = sys.getswitchinterval(), threading.Thread(target=write_on)
+    sys.setswitchinterval(1e-6)
+    thread.start()
+    try:
+        for _ in range(20_000):
+            notes = _written_since(_next_order() - 2_000)
+    finally:
+        leaving.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert notes and {by for _, by in notes.values()} == {"another thread"}

@@ -32,13 +32,13 @@ ORDER = """
     autograd.functional random autograd.checkpointing autograd.anomaly autograd
     testing.gradients init
     nn.module nn.functional.layers nn.functional.losses nn.functional nn.hooks nn.containers
-    nn.layers nn.normalization nn.dropout nn.losses nn.summary nn
+    nn.layers nn.normalization nn.dropout nn.gyro nn.blockwise nn.losses nn.summary nn
     optim.optimizers optim.adaptive optim.clipping optim.schedules optim.policies optim
     testing.conformance testing
     data.datasets data.samplers data.loading data.collections data
     serialization
     trainer.time trainer.events trainer.batches trainer.loggers trainer.checkpoints trainer.lints
-    trainer.trainer trainer.callbacks trainer algorithms* functional
+    trainer.trainer trainer.callbacks trainer algorithms.surgery algorithms* functional
     kernels* cuda capture visualize
     minima __main__
 """.split()

@@ -20,6 +20,8 @@ CONSTANT = {
     "full": (lambda **o: init.full((2, 3), 4, **o), (2, 3), "int64"),
     "ones_like": (lambda **o: init.ones_like(Tensor([[1, 2]]), **o), (1, 2), "int64"),
     "zeros_like": (lambda **o: init.zeros_like(Tensor([1.0, 2.0]), **o), (2,), "float32"),
+    "full_like": (lambda **o: init.full_like(Tensor([1.0, 2.0]), 7, **o), (2,), "float32"),
+    "linspace": (lambda **o: init.linspace(0, 1, 4, **o), (4,), "float32"),
     "arange": (lambda **o: init.arange(4, **o), (4,), "int64"),
     "eye": (lambda **o: init.eye(2, 3, **o), (2, 3), "float32"),
     "one_hot": (lambda **o: init.one_hot(3, [[0, 2]], **o), (1, 2, 3), "float32"),
@@ -28,6 +30,10 @@ RANDOM = {
     "rand": (lambda **o: init.rand(2, 3, low=-1.0, **o), (2, 3), "float32"),
     "randn": (lambda **o: init.randn((2, 3), std=2.0, **o), (2, 3), "float32"),
     "randb": (lambda **o: init.randb(40, p=0.3, **o), (40,), "bool"),
+    "rand_like": (lambda **o: init.rand_like(Tensor([[1.0, 2.0]]), **o), (1, 2), "float32"),
+    "randn_like": (lambda **o: init.randn_like(Tensor([[1.0, 2.0]]), **o), (1, 2), "float32"),
+    "randint": (lambda **o: init.randint(3, 9, (40,), **o), (40,), "int64"),
+    "randperm": (lambda **o: init.randperm(40, **o), (40,), "int64"),
     "xavier_uniform": (lambda **o: init.xavier_uniform(4, 5, **o), (4, 5), "float32"),
     "xavier_normal": (lambda **o: init.xavier_normal(4, 5, 2.0, **o), (4, 5), "float32"),
     "kaiming_uniform": (lambda **o: init.kaiming_uniform(4, 5, **o), (4, 5), "float32"),
@@ -122,7 +128,8 @@ def test_unknown_options_are_refused_and_not_swallowed(name):
 @pytest.mark.parametrize("name", ["constant", "ones", "zeros", "eye", "one_hot", *RANDOM])
 def test_the_default_dtype_is_the_default(name):
     set_default_dtype("float64")
-    assert ALL[name][0]().dtype == ("bool" if name == "randb" else "float64")
+    make, _, dtype = ALL[name]
+    assert make().dtype == ("float64" if dtype == "float32" else dtype)
 
 
 @pytest.mark.parametrize("name", ["full", "arange", "zeros_like", "randb"])
@@ -421,3 +428,40 @@ def test_mistakes_are_explained(call, error, words):
     manual_seed(0)
     with pytest.raises(error, match=words):
         call()
+
+
+# ---- like others, and in other ways ----
+
+
+def test_like_another_in_shape_dtype_and_place():
+    a = Tensor(np.zeros((2, 3), dtype="float16"))
+    for made in (init.full_like(a, 7), init.rand_like(a), init.randn_like(a)):
+        assert made.shape == a.shape and made.dtype == a.dtype
+    assert init.full_like(a, 7).tolist() == [[7, 7, 7]] * 2
+    assert init.full_like(a, 7, dtype="int64").dtype == "int64"
+    assert init.randn_like(a, requires_grad=True, dtype="float64").requires_grad
+    first, second = (init.rand_like(a, generator=Generator(3)).tolist() for _ in range(2))
+    assert first == second and 0 <= min(first[0]) and max(first[0]) < 1
+
+
+@pytest.mark.parametrize("way", [(0, 1, 5), (3.0, -1.0, 9), (2, 2, 3), (0, 1, 1), (0, 1, 0)])
+def test_linspace_is_that_of_torch(way, torch):
+    np.testing.assert_allclose(init.linspace(*way).numpy(), torch.linspace(*way).numpy(), rtol=1e-6)
+    assert init.linspace(0, 1, 3, dtype="float64").dtype == "float64"
+    with pytest.raises(ValueError):
+        init.linspace(0, 1, -1)
+
+
+def test_random_integers_and_orders_follow_from_their_generator():
+    for made in (
+        lambda g: init.randint(3, 7, (50,), generator=g),
+        lambda g: init.randint(7, (50,), generator=g),
+        lambda g: init.randperm(50, generator=g),
+    ):
+        first, second = made(Generator(1)), made(Generator(1))
+        assert first.tolist() == second.tolist() != made(Generator(2)).tolist()
+        assert first.shape == (50,) and first.dtype == "int64"
+    drawn = init.randint(3, 7, (200,), generator=Generator(1)).tolist()
+    assert set(drawn) == {3, 4, 5, 6}
+    assert set(init.randint(2, (40,), generator=Generator(1)).tolist()) == {0, 1}
+    assert sorted(init.randperm(5).tolist()) == [0, 1, 2, 3, 4]

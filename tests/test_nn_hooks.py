@@ -550,6 +550,14 @@ def test_a_backward_hook_that_fails_does_not_spoil_the_next_walk():
     assert x.grad.tolist() == [3.0]
 
 
+def test_hooks_are_handed_tuples():
+    seen, layer = [], Scale(3.0)
+    layer.register_full_backward_pre_hook(lambda module, grad_output: seen.append(grad_output))
+    layer.register_full_backward_hook(lambda module, *grads: seen.extend(grads))
+    layer(Tensor([2.0], requires_grad=True)).sum().backward()
+    assert [type(grads) for grads in seen] == [tuple] * 3
+
+
 def test_a_users_op_in_a_module_is_watched_too():
     @op
     def thrice(xp, a):

@@ -66,6 +66,12 @@ def test_a_half_stays_a_half_beside_integers_whatever_the_default():
         assert y.dtype == "float16"
 
 
+def test_what_stands_beside_a_half_keeps_all_its_digits():
+    half, third = Tensor(np.ones(1, "float16")), Tensor(np.array([1 / 3]))
+    for y in (half * third, third / half, half.exp() * 0 + third, ops.maximum(half * 0, third)):
+        assert y.dtype == "float64" and y.tolist() == [1 / 3]
+
+
 # ---- reductions ----
 
 
@@ -92,6 +98,19 @@ def test_no_axes_are_not_all_axes(f, keepdims):
     np.testing.assert_array_equal(y.numpy(), a.astype(bool) if f is ops.any else a)
     if f is not ops.any:
         assert gradcheck(lambda x: f(x, axis=()), [a])
+
+
+def test_the_deviation_of_constants_divides_by_nothing_on_the_way_back():
+    x = Tensor([2.0, 2.0], requires_grad=True)
+    with np.errstate(all="raise"):
+        (g,) = grad(ops.std(x), x)
+    assert g.tolist() == [0.0, 0.0]
+
+
+def test_where_all_is_dropped_nothing_is_left_and_nothing_is_divided_by_0():
+    x, keep = Tensor([1.0, -2.0], requires_grad=True), np.zeros(2, dtype=bool)
+    y = ops.dropout(x, keep, p=1.0)
+    assert y.tolist() == [0.0, 0.0] == grad(y.sum(), x)[0].tolist()
 
 
 def test_where_a_deviation_underflows_to_0_its_gradient_is_0(torch):

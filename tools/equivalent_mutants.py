@@ -3,12 +3,16 @@
 MINUS_ZERO = "minus zero is zero"
 BOTH_HOLD = "both formulas hold around 0.5"
 FOR_SPEED = "left out where it does nothing, for speed"
+NO_VALUE = "the token between gates has a place in the order, and a value that nobody reads"
+DISCARDED = "of a rule that is read on Tensors only the pullbacks are used"
 
 EQUIVALENT = {
     # what is the same
     "operators.elementwise.sign: xp.zeros_like(g) -> (-xp.zeros_like(g))": MINUS_ZERO,
     "operators.elementwise.floor: xp.zeros_like(g) -> (-xp.zeros_like(g))": MINUS_ZERO,
     "operators.elementwise.round: xp.zeros_like(g) -> (-xp.zeros_like(g))": MINUS_ZERO,
+    "operators.further.ceil: xp.zeros_like(g) -> (-xp.zeros_like(g))": MINUS_ZERO,
+    "operators.further.trunc: xp.zeros_like(g) -> (-xp.zeros_like(g))": MINUS_ZERO,
     "operators.elementwise.leaky_relu: a > 0 -> (a >= 0)": "a slope times zero is zero",
     "operators.elementwise.gelu: a > 0 -> (a >= 0)": "at 0 either half of the curve has half of 1",
     "operators.elementwise.erf: xp.minimum(z, 0.5) -> xp.minimum(z, 0.505)": BOTH_HOLD,
@@ -20,23 +24,50 @@ EQUIVALENT = {
     "operators.reductions._product_before: step < a.shape[-1] -> (step <= a.shape[-1])":
         "one more round multiplies by ones",
     "operators.reductions._product_before: y -> (-y)": "two of its results are multiplied",
+    "operators.reductions._product_before: a -> (-a)": "there is nothing in it",
     "operators.reductions._norm: ord > 0 -> (ord >= 0)": "0 does not come here",
+    "operators.reductions._norm: ord > 0 -> ord > 1": "below 1 the power is flat at 0 as it is",
+    "operators.reductions._norm: xp.where(y == 0, 1, y) -> xp.where(y == 0, 2, y)":
+        "what is divided by it is 0",
+    "operators.reductions._norm: xp.where(a == 0, 1, ratio) -> xp.where(a == 0, 2, ratio)":
+        "what is multiplied with it is 0",
+    "operators.reductions.std: xp.where(y == 0, 1, 2 * y) -> xp.where(y == 0, 2, 2 * y)":
+        "what is divided by it is not taken",
+    "operators.reductions.var: 1.0 * _count(shape, axis) -> _count(shape, axis)":
+        "an integer divides as the float does",
+    "operators.reductions.var: n > 0 -> (n >= 0)": "0 divides as 0.0 does",
+    "operators.shapes.permute: tuple(sorted(range(len(order)), key=order.__getitem__)) -> "
+    "sorted(range(len(order)), key=order.__getitem__)": "a list of axes is as good as a tuple",
     "operators.reductions.logsumexp: xp.where(xp.isfinite(m), m, 0) -> "
     "xp.where(xp.isfinite(m), m, 1)": "any finite number may be subtracted and added again",
     "operators.shapes.transpose: zip(order, reversed(order), strict=True) -> "
     "zip(order, reversed(order))": "an order is as long as its reverse",
     "operators.shapes.transpose: strict=True -> strict=False": "an order is as long as its reverse",
-    "operators.indexing._added: _put(g, *indices, key=key, shape=shape) -> g":
-        "of a rule that is read on Tensors only the pullbacks are used",
+    "operators.indexing._added: _put(g, *indices, key=key, shape=shape) -> g": DISCARDED,
+    "operators.indexing._picked: a[key] -> a (2)": DISCARDED,
+    "operators.indexing.argsort: xp.argsort(xp.reshape(a, (1,)))[0] -> "
+    "(-xp.argsort(xp.reshape(a, (1,)))[0])": MINUS_ZERO,
+    "nn.hooks._meet: xp.asarray(0.0) -> 0.0": NO_VALUE,
+    "nn.hooks._meet: xp.asarray(0.0) -> (-xp.asarray(0.0))": NO_VALUE,
+    "nn.hooks._meet: xp.asarray(0.0) -> xp.asarray(1.0)": NO_VALUE,
+    "nn.hooks._pass: gate.arrive(i, g, token) -> (-gate.arrive(i, g, token))": NO_VALUE,
+    "nn.hooks._going: xp.zeros_like(like) -> (-xp.zeros_like(like))": MINUS_ZERO,
     # what is there for speed
     "operators.elementwise._erfc: _ERFC_DOUBLE if z.dtype == xp.float64 else _ERFC_SINGLE -> "
     "_ERFC_DOUBLE": "the short series is as exact in single precision",
     "operators.products.matmul: xp.expand_dims(a, axis=0) if a.ndim == 1 else a -> "
     "xp.expand_dims(a, axis=0)": "the engine sums over an axis of size 1 that is too many",
+    "nn.hooks._coming: g if g.dtype == like.dtype else xp.astype(g, like.dtype) -> "
+    "xp.astype(g, like.dtype)": FOR_SPEED,
     "operators.products.linear: x if x.ndim == 2 else xp.reshape(x, (-1, weight.shape[0])) -> "
     "xp.reshape(x, (-1, weight.shape[0]))": FOR_SPEED,
     "operators.products.linear: g if g.ndim == 2 else xp.reshape(g, (-1, weight.shape[1])) -> "
     "xp.reshape(g, (-1, weight.shape[1]))": FOR_SPEED,
+    "operators.indexing._added: indices -> True": "adding to zeros is writing, only slower",
+    "operators.indexing._added: xp.reshape(g, z[places].shape) if len(places) < len(key) else g -> "
+    "xp.reshape(g, z[places].shape)": FOR_SPEED,
+    "operators.indexing._added: len(places) < len(key) -> (len(places) <= len(key))": FOR_SPEED,
+    "optim.clipping._norm: xp.astype(a != 0, a.dtype) -> a != 0": "a sum of booleans is a count",
     "optim.clipping._norm: kind == 1 -> False": "the general formula gives the same, slower",
     "optim.clipping._norm: kind == 2 -> False": "the general formula gives the same, slower",
 }  # fmt: skip

@@ -43,6 +43,7 @@ from equivalent_mutants import EQUIVALENT
 from run_notebooks import THREADS
 
 ROOT = Path(__file__).resolve().parent.parent
+COMPREHENSION = re.compile(r"\.<(?:gen|list|set|dict)(?:expr|comp)>")  # in a function's name
 ELSEWHERE = "house notebooks readme mutate".split()  # tests of other things than functions
 
 # ---- what is changed ----
@@ -58,7 +59,8 @@ def with_helpers(names, functions):
     "The `names` of functions of a module, and of those that these call."
     found = list(names)
     for name in found:
-        used = {n.id for n in ast.walk(functions[name]) if isinstance(n, ast.Name)}
+        inside = (n for part in functions[name].body for n in ast.walk(part))
+        used = {n.id for n in inside if isinstance(n, ast.Name)}
         found += [other for other in functions if other in used and other not in found]
     return found
 
@@ -441,7 +443,8 @@ class Hunt:
             sys.settrace(note)
             good = self.passes(i, after)
             sys.settrace(None)
-            found.append((good, time.process_time() - start, self.prepared, set(called)))
+            names = {(file, COMPREHENSION.sub("", name)) for file, name in called}
+            found.append((good, time.process_time() - start, self.prepared, names))
         return found
 
     def show(self, mutant):

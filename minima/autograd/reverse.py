@@ -51,11 +51,12 @@ def backward(
     cotangents = {id(output): _first_cotangent(output, gradient, create_graph)}
     history = _history([output])
     _walk_back(history, cotangents, create_graph, retain_graph)
-    _arrive(history, cotangents)
     for t in reversed(history):
         if t._order >= 0:
             break  # only leaves up to here
-        _accumulate(t, cotangents.pop(id(t)))
+        if t._hooks is not None:
+            cotangents[id(t)] = t._hooks(t, cotangents[id(t)])
+        _accumulate(t, cotangents.pop(id(t)))  # held by nobody else: it may be taken over
 
 
 Tensor.backward = backward
@@ -98,8 +99,10 @@ def _walk_back(
     get, take = cotangents.get, cotangents.pop
     if keep:
         take = lambda key: cotangents[key] if key in keep else cotangents.pop(key)
-    oldest = next((t._order for t in reversed(history) if t._order >= since), since)
-    notes = _written_since(oldest)  # usually none
+    i = len(history) - 1
+    while i > 0 and history[i]._order < since:
+        i -= 1
+    notes = _written_since(history[i]._order)  # usually none
     for t in history:
         if t._order < since:
             break  # only leaves from here on
@@ -122,15 +125,6 @@ def _walk_back(
             cotangents[key] = ga if so_far is None else so_far + ga
 
 
-def _arrive(history, cotangents):
-    "Show the cotangents of the leaves to their hooks, now that they are complete."
-    for t in reversed(history):
-        if t._order >= 0:
-            break
-        if t._hooks is not None:
-            cotangents[id(t)] = t._hooks(t, cotangents[id(t)])
-
-
 def _read_again(t):
     "The edges of `t`, with pullbacks that compute on Tensors and are recorded."
     _, *pullbacks = t._rule(Tensor.namespace, *t._args, **t._settings)
@@ -139,10 +133,13 @@ def _read_again(t):
 
 def _check_unwritten(t, notes, create_graph):
     "Raise RuntimeError if what `t` needs on the walk back was written into after `t` was recorded."
-    whole = (t._args, *t._settings.values(), wrap(t.array))
-    if not _stale(whole, t._order, notes):
+    for a in (*t._args, t):
+        array = getattr(a, "array", a)
+        if id(array) in notes or id(getattr(array, "base", None)) in notes:
+            break
+    else:
         return  # the usual case, and quick to see
-    needed = whole if create_graph else [pull for _, pull in t._edges]
+    needed = [*t._args, wrap(t.array)] if create_graph else [pull for _, pull in t._edges]
     if stale := _stale(needed, t._order, notes):
         name, array, by = stale
         raise RuntimeError(
@@ -318,7 +315,9 @@ def grad(
         cotangents[id(t)] = cotangents[id(t)] + g if id(t) in cotangents else g
     history = _history({id(t): t for t in outputs}.values())
     _walk_back(history, cotangents, create_graph, retain_graph, keep={id(t) for t in inputs})
-    _arrive(history, cotangents)
+    for t in inputs:
+        if t.is_leaf and t._hooks is not None and id(t) in cotangents:
+            cotangents[id(t)] = t._hooks(t, cotangents[id(t)])
     unused = [i for i, t in enumerate(inputs) if id(t) not in cotangents]
     if unused and not allow_unused:
         raise RuntimeError(f"inputs {unused} were not used; allow_unused=True gives None for them")

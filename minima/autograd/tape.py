@@ -29,6 +29,7 @@ import functools
 from contextlib import ContextDecorator
 from contextvars import ContextVar
 from itertools import count
+from threading import Lock
 from types import CellType, FunctionType
 from weakref import WeakSet
 
@@ -252,6 +253,7 @@ def _edges(args, pullbacks):
 # %% ../../nbs/02_tape.ipynb #ec92caf9
 _MOST_NOTES = 4096
 _written = {}  # by id of the array that owns the memory: when it was written into, and by what
+_writing = Lock()  # other threads write, too
 
 
 def wrote(
@@ -260,19 +262,21 @@ def wrote(
 ):
     "Note that numbers in `array` were replaced, for walks back over what was recorded before."
     key = id(_owner(array))
-    _written.pop(key, None)  # so that the notes stay in order of time
-    _written[key] = _next_order(), by
-    if len(_written) > _MOST_NOTES:
-        del _written[next(iter(_written))]
+    with _writing:
+        _written.pop(key, None)  # so that the notes stay in order of time
+        _written[key] = _next_order(), by
+        if len(_written) > _MOST_NOTES:
+            del _written[next(iter(_written))]
 
 
 def _written_since(order) -> dict:
     "The notes that were made after number `order` of the clock."
     recent = {}
-    for key, note in reversed(_written.items()):
-        if note[0] < order:
-            break
-        recent[key] = note
+    with _writing:
+        for key, note in reversed(_written.items()):
+            if note[0] < order:
+                break
+            recent[key] = note
     return recent
 
 

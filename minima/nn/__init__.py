@@ -2,7 +2,9 @@
 
 from . import functional, hooks
 from .containers import ModuleDict, ModuleList, Sequential
+from .blockwise import GyroPair
 from .dropout import Dropout
+from .gyro import GyroDropout, GyroSchedule
 from .layers import (
     GELU,
     Embedding,
@@ -51,6 +53,9 @@ __all__ = [
     "Embedding",
     "Flatten",
     "GELU",
+    "GyroDropout",
+    "GyroPair",
+    "GyroSchedule",
     "HuberLoss",
     "Identity",
     "KLDivLoss",

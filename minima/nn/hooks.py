@@ -27,8 +27,9 @@ import warnings
 from collections import OrderedDict
 from contextlib import nullcontext
 
-from ..autograd import HookHandle, ShapeError, Tensor, is_grad_enabled, no_grad, op
+from ..autograd import HookHandle, ShapeError, Tensor, is_grad_enabled, no_grad
 from .module import Module
+from ..operators.shapes import moving
 
 # %% ../../nbs/20_hooks.ipynb #cf373874
 def _add(entries, entry, prepend):
@@ -39,19 +40,16 @@ def _add(entries, entry, prepend):
     return handle
 
 # %% ../../nbs/20_hooks.ipynb #b18d2829
-@op
+@moving
 def _meet(xp, *arrays, gate):
     "A zero, older than all that passes the gate: its pullbacks run when all cotangents are there."
     return xp.asarray(0.0), *(lambda g, i=i: gate.leave(xp, arrays, i) for i in range(len(arrays)))
 
 
-@op
+@moving
 def _pass(xp, token, a, *, gate, i):
     "`a`, which is number `i` at the `gate`: its cotangent waits there."
     return a, lambda g: gate.arrive(i, g, token)
-
-
-_meet.readings.computes = _pass.readings.computes = False  # they only move what they are given
 
 
 class _Gate:
@@ -86,7 +84,7 @@ class _Gate:
 def _coming(xp, g, like):
     "A cotangent, or zeros if it is None, as hooks see it: a Tensor of the dtype of `like`."
     g = xp.zeros_like(like) if g is None else g
-    g = g if g.dtype == like.dtype else xp.astype(xp.asarray(g), like.dtype)
+    g = g if g.dtype == like.dtype else xp.astype(g, like.dtype)
     return g if isinstance(g, Tensor) else Tensor(g)
 
 

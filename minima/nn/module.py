@@ -308,12 +308,12 @@ class Module:
     ):
         "Move all Parameters and Buffers, or give floating ones another dtype. Returns itself."
         for t in self.parameters() + self.buffers():
-            moved = to(t.data, device, dtype)
+            like = to(t.data.reshape(-1)[:0], device, dtype)  # what they ask for, at no cost
             if not backend_of(t.array).is_floating(t.dtype):
-                moved = to(t.data, moved.device)
-            elif not backend_of(moved.array).is_floating(moved.dtype):
-                raise TypeError(f"a model's dtype must be floating; got {moved.dtype}")
-            t.data = moved
+                like = to(like, dtype=t.dtype)
+            elif not backend_of(like.array).is_floating(like.dtype):
+                raise TypeError(f"a model's dtype must be floating; got {like.dtype}")
+            t.data = to(t.data, like)
             t.grad = None if t.grad is None else to(t.grad, device, dtype)
         return self
 

@@ -28,6 +28,7 @@ from functools import partial
 import numpy as np
 
 from ..autograd import Tensor, grad
+from ..backend import is_floating
 
 # %% ../../nbs/15_testing.ipynb #371f7345
 # ---- measuring ----
@@ -91,7 +92,7 @@ def gradcheck(
 def _leaf(x, dtype):
     "`x` as a Tensor in `dtype` that asks for a gradient; `x` itself if it is not floating."
     t = Tensor(x)
-    return Tensor(t.data, dtype=dtype, requires_grad=True) if t.dtype.kind == "f" else x
+    return Tensor(t.data, dtype=dtype, requires_grad=True) if is_floating(t.dtype) else x
 
 
 def _held(module, kind):
@@ -105,7 +106,7 @@ def _in_dtype(tensors, dtype, requires_grad=False):
     before = [(t, t.array, t.requires_grad) for t in tensors]
     try:
         for t, array, wanted in before:
-            floating = array.dtype.kind == "f"
+            floating = is_floating(t.dtype)
             t.array = t.device.put(t.data.numpy().astype(dtype if floating else array.dtype))
             t.requires_grad = wanted or (floating and requires_grad)
         yield

@@ -1,4 +1,7 @@
-"""The operations of a network as plain functions: what layers compute, and how wrong the answer is."""
+"""The operations of a network as plain functions: what layers compute, and how wrong the answer is.
+
+Not to be confused with `minima.functional`, whose functions change how a model is trained.
+"""
 
 from .layers import (
     batch_norm,

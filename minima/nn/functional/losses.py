@@ -275,12 +275,8 @@ def cross_entropy(
     layer, input, target = "CrossEntropyLoss", _tensor(input), _tensor(target)
     if not 0 <= label_smoothing <= 1:
         raise RuntimeError(f"{layer} expects label_smoothing from 0 to 1, got {label_smoothing}")
-    weight, axis, counts, ignored = (
-        _class_weight(layer, weight, input),
-        _class_axis(input),
-        None,
-        None,
-    )
+    weight, axis = _class_weight(layer, weight, input), _class_axis(input)
+    counts = ignored = None
     if target.shape == input.shape and _is_floating(target):
         if ignore_index >= 0:
             raise RuntimeError(f"{layer} has no label to ignore where the target is probabilities")
