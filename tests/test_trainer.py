@@ -100,6 +100,14 @@ def test_it_ends_when_it_shall(duration, batch, epochs):
     assert trainer.state.timestamp.batch == batch
 
 
+def test_fit_switches_to_training_mode():
+    model, modes = network(), []
+    note = At(0, lambda state: modes.append([m.training for m in model.modules()]), "after_loss")
+    model.eval()
+    make(batches(), max_duration=1, model=model, callbacks=note).fit()
+    assert modes == [[True] * 4]
+
+
 def test_fit_goes_on_from_the_middle_of_an_epoch():
     mi.manual_seed(0)
     model, other = network(), network()

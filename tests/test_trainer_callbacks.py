@@ -142,6 +142,24 @@ def test_the_first_bad_layer_is_named_and_no_step_is_taken():
     assert all(module._hooks is None or not module._hooks.after for module in model.modules())
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_the_bad_layer_is_looked_for_with_the_same_draws(seed):
+    class Log(nn.Module):
+        "A layer that fails on what dropout has dropped."
+
+        def forward(self, x):
+            return x.log()
+
+    model = nn.Sequential(nn.Dropout(0.5), Log(), nn.Linear(1, 2))
+    trainer = make(NaNStop(), model=model, loader=[(mi.ones((1, 1)), mi.tensor([0]))] * 50)
+    mi.manual_seed(seed)
+    with np.errstate(all="ignore"):
+        trainer.fit(1)
+    assert "Log '1'" in trainer.state.stop_reason
+    draws = mi.random.default_generator.get_state()["offset"]
+    assert draws == trainer.state.timestamp.batch + 1  # as many as there were calls
+
+
 def test_bad_batches_weights_and_gradients_are_told_apart():
     trainer = make(NaNStop(), loader=batches(bad=20))
     with np.errstate(all="ignore"):

@@ -267,6 +267,32 @@ def test_the_last_ones_are_kept(tmp_path):
     ]  # fmt: skip
 
 
+def test_nothing_is_saved_twice(tmp_path, monkeypatch):
+    saved, original = [], Trainer.save_checkpoint
+    monkeypatch.setattr(Trainer, "save_checkpoint", lambda t: saved.append(original(t).stem))
+    make(tmp_path, 0, save_interval="1ep").fit("12ba")
+    make(tmp_path, 0, save_interval="1ep").fit("1ba")
+    make(tmp_path, 0, save_interval="1ep").fit("0ba")
+    assert saved == ["ep1-ba6", "ep2-ba12", "ep2-ba13"]
+    with pytest.raises(ValueError, match="name one"):
+        original(make(None, 0, autoresume=False))
+
+
+def test_loading_is_an_event(tmp_path):
+    make(tmp_path, 0).fit("2ba")
+    trainer, seen = make(None, 1, autoresume=False), []
+
+    class Note:
+        def before_load(self, state):
+            seen.append(state.timestamp.batch)
+
+        after_load = before_load
+
+    trainer.state.callbacks.append(Note())
+    trainer.load_checkpoint(tmp_path)
+    assert seen == [0, 2]
+
+
 def test_runs_in_one_folder_are_told_apart(tmp_path):
     name = "{run_name}-ba{batch}.safetensors"
     for run, n in (("a", 3), ("b", 5)):

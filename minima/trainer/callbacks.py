@@ -24,7 +24,7 @@ from math import inf, isfinite
 
 from ..backend import backend_of
 from ..optim import clip_grad_norm_, clip_grad_value_
-from ..random import default_generator
+from ..random import default_generator, fork_rng
 from .batches import given_and_wanted
 from .events import Callback
 
@@ -163,12 +163,12 @@ class NaNStop(Callback):
     def after_loss(self, state):
         if isfinite(state.loss.item()):
             return
-        given, after = given_and_wanted(state.batch)[0], default_generator.get_state()
-        default_generator.set_state(self.draws)
+        given = given_and_wanted(state.batch)[0]
         bad = [i for i, part in enumerate(given) if not _good(part)]
         weights = [path for path, p in state.model.named_parameters() if not _good(p)]
-        culprit = _culprit(state.model, given)
-        default_generator.set_state(after)
+        with fork_rng() as generator:  # the same draws once more
+            generator.set_state(self.draws)
+            culprit = _culprit(state.model, given)
         if bad:
             where = "the batch has such numbers in it"
         elif weights:

@@ -273,6 +273,8 @@ class Folder:
         path=None,  # where to; by default into the folder
     ):
         "Write `tree`, and delete what is not to be kept. Returns the path."
+        if path is None and self.path is None:
+            raise ValueError("a checkpoint goes into save_folder, or to a path: name one")
         names = {"epoch": now.epoch, "batch": now.batch, "run_name": self.run_name}
         target = self.path / self.filename.format(**names) if path is None else path
         try:
