@@ -216,6 +216,9 @@ def test_to_takes_a_device_a_dtype_or_both(box):
     assert x.to(device="box").dtype == "float32"
     y.sum().backward()
     assert x.grad.dtype == "float32" and x.grad.device == "cpu"
+    like = Tensor([0.0], device="box", dtype="float64")
+    found = Tensor([1.5, 2.0]).to(like)
+    assert (found.device, found.dtype, found.tolist()) == ("box:0", "float64", [1.5, 2.0])
 
 
 def test_leaves_are_made_and_read_on_a_device(box):
