@@ -331,7 +331,7 @@ _KINDS = (
 def _widened(
     read,  # what reads a rule: a function of `xp`, arrays and settings
     narrow,  # the dtypes that are not fit to compute with
-    computes=True,  # whether the rule computes with its numbers, or only moves them
+    computes,  # whether the rule computes with its numbers, or only moves them
 ):
     "`read`, with halves as `float32`; and integers as floats, where the value is no integer."
 

@@ -5,7 +5,7 @@ import pytest
 
 from minima import nn
 from minima.algorithms import replace
-from minima.autograd import Tensor
+from minima.autograd import Tensor, op
 from minima.autograd.tape import read_through
 from minima.nn.blockwise import _by_blocks, relu_drop_linear
 from minima.random import Generator, manual_seed
@@ -187,3 +187,13 @@ def test_a_pair_that_surgery_has_changed_is_a_row(read):
     x = Tensor(np.random.default_rng(0).normal(size=(8, 6)))
     assert np.array_equal(pair(x).data, row(x).data) and "relu_drop_linear" not in read
     assert np.array_equal(pair.append(nn.ReLU())(x).data, row.append(nn.ReLU())(x).data)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_hidden_neuron_exactly_at_zero_learns_nothing_as_in_its_layers(kernels):
+    x, w2 = Tensor(np.ones((4, 3))), Tensor(np.ones((5, 2)))
+    w1, b1 = (Tensor(np.zeros(shape), requires_grad=True) for shape in ((3, 5), (1, 5)))
+    table, rows = Tensor(np.ones((1, 5), bool)), Tensor(np.zeros(4, int))
+    function = relu_drop_linear if kernels else op(relu_drop_linear.rule)
+    function(x, w1, b1, w2, table, rows, block=1, p=0.0).sum().backward()
+    assert not w1.grad.numpy().any() and not b1.grad.numpy().any()

@@ -418,6 +418,19 @@ def test_a_clone_has_its_own_memory_and_the_same_graph():
     assert copy.copy(x.detach()).tolist() == [1.0, 2.0] and Tensor([True]).clone().dtype == bool
 
 
+@pytest.mark.filterwarnings("error")
+def test_small_integers_become_floats_without_a_warning_and_never_halves():
+    large = Tensor(np.array([100, -100] * 1500, dtype="int8"))
+    before = get_default_dtype()
+    set_default_dtype("float16")
+    try:
+        spread = ops.var(large, correction=0)
+        assert spread.item() == 10_000 and spread.dtype == "float16"  # their sum is no float16
+    finally:
+        set_default_dtype(before)
+    assert np.isfinite(ops.exp(Tensor(np.array([50], dtype="int8"))).item())  # nor is this
+
+
 # ---- bfloat16 is somebody else's ----
 
 only_with_bfloat16 = pytest.mark.skipif(not EXTRA, reason="ml_dtypes is not installed")

@@ -52,6 +52,12 @@ EQUIVALENT = {
     "nn.hooks._meet: xp.asarray(0.0) -> xp.asarray(1.0)": NO_VALUE,
     "nn.hooks._pass: gate.arrive(i, g, token) -> (-gate.arrive(i, g, token))": NO_VALUE,
     "nn.hooks._going: xp.zeros_like(like) -> (-xp.zeros_like(like))": MINUS_ZERO,
+    "tensors._widened: p and (lambda g, p=p: p(wide(g))) -> (lambda g, p=p: p(wide(g)))":
+        "an argument without a pullback wants no gradient",
+    "tensors._widened: not computes or any(is_floating(t) for t in dtypes) -> "
+    "any((is_floating(t) for t in dtypes))": "a move of integers gives integers",
+    "tensors._wide: is_floating(a.dtype) -> a.dtype":
+        "small integers beside halves are computed with as floats in any case",
     # what is there for speed
     "operators.elementwise._erfc: _ERFC_DOUBLE if z.dtype == xp.float64 else _ERFC_SINGLE -> "
     "_ERFC_DOUBLE": "the short series is as exact in single precision",
@@ -59,6 +65,9 @@ EQUIVALENT = {
     "xp.expand_dims(a, axis=0)": "the engine sums over an axis of size 1 that is too many",
     "nn.hooks._coming: g if g.dtype == like.dtype else xp.astype(g, like.dtype) -> "
     "xp.astype(g, like.dtype)": FOR_SPEED,
+    "tensors._widened: is_floating(t) and t in narrow -> is_floating(t)": FOR_SPEED,
+    "nn.blockwise.relu_drop_linear: xp.astype(z > 0, x.dtype) -> (z > 0)":
+        "NumPy multiplies by a mask as by numbers; not every library does",
     "operators.products.linear: x if x.ndim == 2 else xp.reshape(x, (-1, weight.shape[0])) -> "
     "xp.reshape(x, (-1, weight.shape[0]))": FOR_SPEED,
     "operators.products.linear: g if g.ndim == 2 else xp.reshape(g, (-1, weight.shape[1])) -> "
