@@ -4,6 +4,8 @@ MINUS_ZERO = "minus zero is zero"
 BOTH_HOLD = "both formulas hold around 0.5"
 FOR_SPEED = "left out where it does nothing, for speed"
 NO_VALUE = "the token between gates has a place in the order, and a value that nobody reads"
+REMEMBERED = "computed again instead of remembered: the same, slower"
+SAME_MEMORY = "memory that is used again saves time, and changes nothing"
 DISCARDED = "of a rule that is read on Tensors only the pullbacks are used"
 
 EQUIVALENT = {
@@ -66,6 +68,18 @@ EQUIVALENT = {
     "nn.hooks._coming: g if g.dtype == like.dtype else xp.astype(g, like.dtype) -> "
     "xp.astype(g, like.dtype)": FOR_SPEED,
     "tensors._widened: is_floating(t) and t in narrow -> is_floating(t)": FOR_SPEED,
+    "nn.blockwise._asked_once: last[0] is not g -> True": REMEMBERED,
+    "nn.blockwise._asked_once: last[0] -> last": REMEMBERED,
+    "nn.blockwise._asked_once: last[0] -> last[1]": REMEMBERED,
+    "nn.blockwise._by_blocks: _asked_once(back) -> back": REMEMBERED,
+    "nn.blockwise._by_blocks: x.dtype.type(1 / (1 - p) if p < 1 else 0.0) -> "
+    "(1 / (1 - p) if p < 1 else 0.0)": "what is multiplied in place keeps its dtype",
+    "nn.blockwise._by_blocks: xp.matmul(a, w2[cols], out=wide[: len(at)]) -> "
+    "xp.matmul(a, w2[cols])": SAME_MEMORY,
+    "nn.blockwise._by_blocks: xp.take(g, at, axis=0, out=wide[: len(at)], mode=\"clip\") -> "
+    "xp.take(g, at, axis=0, out=wide[:len(at)])": SAME_MEMORY,
+    "nn.blockwise._by_blocks: xp.take(g, at, axis=0, out=wide[: len(at)], mode=\"clip\") -> "
+    "xp.take(g, at, axis=0, mode='clip')": SAME_MEMORY,
     "nn.blockwise.relu_drop_linear: xp.astype(z > 0, x.dtype) -> (z > 0)":
         "NumPy multiplies by a mask as by numbers; not every library does",
     "operators.products.linear: x if x.ndim == 2 else xp.reshape(x, (-1, weight.shape[0])) -> "
