@@ -33,7 +33,7 @@ from threading import Lock
 from types import CellType, FunctionType
 from weakref import WeakSet
 
-from ..backend import _find, backend_of
+from ..backend import Kernels, _find, backend_of
 from ..tensors import ShapeError, Tensor, as_array, from_dlpack, tensor, wrap
 from ..tensors import _explained, _new, _operand, _settled, _widened
 
@@ -85,12 +85,12 @@ class _Readings(dict):
     __eq__, __hash__ = object.__eq__, object.__hash__
 
     def __init__(self, rule):
-        self.rule, self.kernels, self.computes = rule, {}, True
+        self.rule, self.kernels, self.computes = rule, Kernels(), True
         self.everywhere.add(self)
 
     def __missing__(self, array_type):
         backend = _find(array_type)
-        read = self.kernels.get(backend.name, self.rule)
+        read = self.kernels.find(backend.name) or self.rule
         read = self.around(read, self.rule) if self.around else read
         self[array_type] = backend.xp, read, backend.narrow
         return self[array_type]
@@ -99,9 +99,17 @@ class _Readings(dict):
 def read_through(around):
     "Read all rules and kernels as `around(read, rule)`, or plainly if None; returns what was so."
     before, _Readings.around = _Readings.around, around and staticmethod(around)
+    _read_anew()
+    return before
+
+
+def _read_anew():
+    "Forget which readings were found."
     for readings in _Readings.everywhere:
         readings.clear()
-    return before
+
+
+Kernels.watchers.append(_read_anew)
 
 
 def op(
@@ -200,15 +208,10 @@ def op(
 
     apply = functools.wraps(rule)(read_two if len(names) == 2 and not options else read_many)
 
-    def kernel(backend_name):
-        "Let the decorated function, of the rule's signature, be read in its place on one backend."
-
-        def registered(function):
-            readings.kernels[backend_name] = function
-            readings.clear()
-            return function
-
-        return registered
+    def kernel(backend, home=None):
+        "Let the decorated function, of the rule's signature, be read in its place on `backend`."
+        readings.clear()
+        return readings.kernels.register(backend, home)
 
     def on(xp, *args, **settings):
         "This op inside another rule: its value on arrays, itself on Tensors."
