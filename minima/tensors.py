@@ -64,6 +64,7 @@ class Tensor:
         "_rule",
         "_args",
         "_settings",
+        "_home",
         "__weakref__",
     )
     __array_ufunc__ = None  # so that ndarray + Tensor asks us first
