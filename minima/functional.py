@@ -11,7 +11,7 @@ Methods of training as functions of a model: `import minima.functional as cf`.
 
 Each `apply_...` changes a model by surgery and returns it. Optimizers that are handed over follow.
 Where there is nothing to change, a `NoEffectWarning` says so. For a Trainer, there are the same
-methods as classes in `minima.algorithms`, a module each; this one only lists them.
+methods as classes in `minima.algorithms`, a module each; this one only lists the functions.
 
 Not to be confused with `minima.nn.functional`, which has layers and losses as functions of Tensors.
 """
