@@ -1,5 +1,8 @@
 "Methods as functions of a model: the seed's loop, the orders of arguments, what is kept."
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -148,3 +151,25 @@ def test_the_two_functional_modules_tell_each_other_apart():
     import minima.nn.functional as F
 
     assert "minima.nn.functional" in cf.__doc__ and "minima.functional" in F.__doc__
+
+
+def test_doors_open_when_they_are_asked_for():
+    program = """
+import sys
+import minima as mi
+rooms = ("minima.trainer", "minima.algorithms", "minima.functional")
+assert not set(rooms) & sys.modules.keys()
+print(mi.functional.apply_gyro_dropout.__name__, mi.algorithms.GyroDropout.__name__)
+print(mi.trainer.Trainer.__name__)
+assert set(rooms) <= sys.modules.keys()
+from minima import *
+assert (trainer, algorithms, functional) == tuple(map(sys.modules.get, rooms))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["apply_gyro_dropout", "GyroDropout", "Trainer"], done.stderr
+
+
+def test_the_list_names_functions_of_modules_of_their_own():
+    assert cf.__all__ == sorted(cf.__all__)
+    for name in cf.__all__:
+        assert getattr(cf, name).__module__.startswith("minima.algorithms.")

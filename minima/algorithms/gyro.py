@@ -27,6 +27,7 @@ from math import ceil, inf
 from .surgery import _warn_no_effect, replace
 from ..data import DataLoader
 from ..nn.dropout import Dropout
+from ..nn.functional.layers import _check_probability
 from ..nn.gyro import GyroDropout as GyroLayer
 from ..nn.gyro import GyroSchedule, _check_counts, _check_crowd
 from ..nn.module import _child_modules
@@ -142,6 +143,7 @@ class GyroDropout(Algorithm):
         _check_crowd(sigma, tau, schedule)
         counts = dict(max_iteration=max_iteration, max_epoch=max_epoch)
         _check_counts(**{name: n for name, n in counts.items() if n is not None})
+        _check_probability("GyroDropout", 0 if p is None else p)
         self.max_iteration, self.max_epoch = max_iteration, max_epoch
         self.crowd = sigma, tau, schedule
         self.masks = dict(p=p, block=block, scale=scale, shared=shared, generator=generator)
