@@ -102,6 +102,7 @@ def test_the_trainer_of_the_seed_runs_as_it_is_written(capsys):
         ((1.0,), {}, TypeError, "by position, the arguments are sigma, tau and max_iteration"),
         ((4, 512), {}, ValueError, "exchanged.* Write sigma=512, tau=4"),
         ((512.0,), {}, TypeError, "sigma must be an int; got 512.0"),
+        ((1.5,), {}, TypeError, "sigma must be an int; got 1.5"),
         ((512, 4, 0.5), {}, TypeError, "max_iteration must be an int; got 0.5"),
         ((512, 4, 0), {}, ValueError, "max_iteration must be at least 1"),
         ((), {"max_epoch": 0}, ValueError, "max_epoch must be at least 1"),
@@ -171,6 +172,7 @@ def test_seconds_cannot_be_planned():
 def test_without_a_duration_the_first_fit_is_planned():
     trainer, schedule = make(duration=None)
     assert trainer.state.algorithms[0].state_dict() == {"iterations": None}
+    assert schedule.iterations == 1
     trainer.fit("2ep")
     assert schedule.iterations == 8
     trainer.fit("2ep")
@@ -200,9 +202,9 @@ def test_a_checkpoint_brings_its_plan(tmp_path):
 def test_a_checkpoint_without_a_plan_leaves_one_to_be_made(tmp_path):
     path = make(duration=None)[0].save_checkpoint(tmp_path / "early.safetensors")
     trainer, schedule = make(duration="3ep", load_path=path)
-    assert schedule.period == 1
+    assert trainer.state.algorithms[0].iterations is None
     trainer.fit()
-    assert schedule.iterations == 12
+    assert trainer.state.algorithms[0].iterations == schedule.iterations == 12
 
 
 def test_a_trainer_that_only_evaluates_needs_no_plan():
@@ -283,7 +285,7 @@ def test_a_model_that_the_function_was_applied_to_is_taken_over():
 
 def test_new_dropouts_beside_old_layers_are_replaced():
     model = make()[0].state.model
-    model.append(nn.Dropout(0.1))
+    model.append(nn.Sequential(nn.Dropout(0.1)))
     trainer, _ = make(model=model)
     trainer.fit()
     assert [drop.p for drop in gyro(model)] == [0.3, 0.9, 0.1]
@@ -300,6 +302,27 @@ def test_nothing_to_do_is_said_where_the_trainer_is_made():
     with warnings.catch_warnings():
         warnings.simplefilter("error", NoEffectWarning)
         trainer.fit()
+
+
+def test_settings_reach_the_layers():
+    mi.manual_seed(3)  # and none of these draws is from there
+    own = Generator(7)
+    settings = dict(block=2, schedule="balanced", scale="measured", shared=False, generator=own)
+    model = make(GyroDropout(16, 4, **settings))[0].state.model
+    assert [drop.key.tolist() for drop in gyro(model)] == [[7, 1], [7, 3]]
+    for drop in gyro(model):
+        assert (drop.block, drop.scale, drop.schedule.order) == (2, "measured", "balanced")
+
+
+def test_optimizers_follow():
+    class Learned(nn.Dropout):
+        def __init__(self):
+            self.p, self.generator, self.weight = 0.5, None, nn.Parameter(np.ones(3))
+
+    model = nn.Sequential(nn.Linear(6, 3), Learned())
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    make(model=model, optimizers=optimizer)
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [*map(id, model.parameters())]
 
 
 @pytest.mark.parametrize("training", [True, False])

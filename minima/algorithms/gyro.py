@@ -143,7 +143,8 @@ class GyroDropout(Algorithm):
         _check_crowd(sigma, tau, schedule)
         counts = dict(max_iteration=max_iteration, max_epoch=max_epoch)
         _check_counts(**{name: n for name, n in counts.items() if n is not None})
-        _check_probability("GyroDropout", 0 if p is None else p)
+        if p is not None:
+            _check_probability("GyroDropout", p)
         self.max_iteration, self.max_epoch = max_iteration, max_epoch
         self.crowd = sigma, tau, schedule
         self.masks = dict(p=p, block=block, scale=scale, shared=shared, generator=generator)
@@ -185,8 +186,9 @@ class GyroDropout(Algorithm):
     def _plan(self, iterations):
         "Plan for so many `iterations`; None if that is not known yet."
         self.iterations = iterations
-        for schedule in self.schedules:
-            schedule.iterations = iterations or 1
+        if iterations:
+            for schedule in self.schedules:
+                schedule.iterations = iterations
 
     def state_dict(self):
         "The plan: for how many iterations it was made."
