@@ -103,6 +103,7 @@ def test_the_trainer_of_the_seed_runs_as_it_is_written(capsys):
         ((4, 512), {}, ValueError, "exchanged.* Write sigma=512, tau=4"),
         ((512.0,), {}, TypeError, "sigma must be an int; got 512.0"),
         ((1.5,), {}, TypeError, "sigma must be an int; got 1.5"),
+        ((0,), {}, ValueError, "sigma must be at least 1"),
         ((512, 4, 0.5), {}, TypeError, "max_iteration must be an int; got 0.5"),
         ((512, 4, 0), {}, ValueError, "max_iteration must be at least 1"),
         ((), {"max_epoch": 0}, ValueError, "max_epoch must be at least 1"),
@@ -143,8 +144,18 @@ def test_a_plan_is_what_happens(duration, n, drop_last):
         assert schedule.iteration + 1 == trainer.state.timestamp.batch
 
 
+def test_batches_of_all_sizes_have_samples_that_can_be_counted():
+    data, own = loader(12).dataset, Generator(1)
+    lists = DataLoader(data, batch_sampler=[[0, 1], [2, 3, 4, 5, 6], [7, 8, 9, 10, 11]])
+    assert make(duration="24sp", data=lists)[1].iterations == 6
+    shuffled = DataLoader(data, 5, shuffle=True, generator=own)
+    before = own.get_state()
+    assert make(duration="24sp", data=shuffled)[1].iterations == 6 and own.get_state() == before
+
+
 def test_500_batches_are_not_500_epochs():
-    assert make(duration="500ba")[1].iterations == 500
+    trainer, schedule = make(duration="500ba")
+    assert schedule.iterations == 500 and type(schedule.iterations) is int
     assert make(GyroDropout(16, 4, 196), "500ba")[1].iterations == 500
 
 
@@ -202,7 +213,7 @@ def test_a_checkpoint_brings_its_plan(tmp_path):
 def test_a_checkpoint_without_a_plan_leaves_one_to_be_made(tmp_path):
     path = make(duration=None)[0].save_checkpoint(tmp_path / "early.safetensors")
     trainer, schedule = make(duration="3ep", load_path=path)
-    assert trainer.state.algorithms[0].iterations is None
+    assert trainer.state.algorithms[0].iterations is None and schedule.iterations == 12
     trainer.fit()
     assert trainer.state.algorithms[0].iterations == schedule.iterations == 12
 
@@ -302,6 +313,14 @@ def test_nothing_to_do_is_said_where_the_trainer_is_made():
     with warnings.catch_warnings():
         warnings.simplefilter("error", NoEffectWarning)
         trainer.fit()
+
+
+def test_settings_have_defaults():
+    model = make(GyroDropout())[0].state.model
+    assert [(drop.block, drop.scale) for drop in gyro(model)] == [(1, "expected")] * 2
+    sizes = "sigma=256, tau=16, iterations=12, order='random'"
+    assert {repr(drop.schedule) for drop in gyro(model)} == {f"GyroSchedule({sizes})"}
+    assert make(GyroDropout(1, 1))[1].period == 12
 
 
 def test_settings_reach_the_layers():

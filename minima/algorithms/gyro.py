@@ -78,7 +78,7 @@ def apply_gyro_dropout(
         return GyroSchedule(iterations, epochs, sigma, tau, order=schedule, generator=generator)
 
     def make(old):
-        if plans[-1].layers and not shared:
+        if plans[0].layers and not shared:
             plans.append(plan())
         own = dict(p=old.p if p is None else p, generator=generator or old.generator)
         return GyroLayer(block=block, schedule=plans[-1], scale=scale, **own)
