@@ -68,8 +68,8 @@ class Task:
 HIGH, USUAL = (1e-3, 3e-3, 1e-2, 3e-2), (3e-4, 1e-3, 3e-3)
 TASKS = {
     "digits": Task("digits", 1433, (64, 256, 256, 10), 48, 60, 20, HIGH, 5),
-    "fashion": Task("fashion", 60000, (784, 512, 512, 10), 256, 10, 5, USUAL, 1),
-    "fashion-6000": Task("fashion", 6000, (784, 512, 512, 10), 256, 50, 10, USUAL, 2),
+    "fashion-6000": Task("fashion", 6000, (784, 256, 256, 10), 256, 40, 5, USUAL, 1),
+    "fashion": Task("fashion", 60000, (784, 256, 256, 10), 256, 8, 5, USUAL, 1),
 }
 
 

@@ -39,7 +39,7 @@ def test_intervals_of_differences_are_those_of_a_paired_t_test():
 def made_up():
     "A result in which gyro dropout has 2 of 200 more right than dropout, whatever the seed."
     right = {"none": [100, 140, 120], "dropout": [110, 150, 130], "gyro": [112, 152, 132]}
-    totals = {(1e-3, 0.2): [5, 6], (1e-2, 0.2): [7, 6], (1e-3, 0.5): [8, 5], (1e-2, 0.5): [4, 4]}
+    totals = {(1e-3, 0.2): [5, 6], (1e-3, 0.5): [7, 6], (1e-2, 0.2): [8, 5], (1e-2, 0.5): [4, 4]}
     choice = [dict(rate=rate, p=p, right=n) for (rate, p), n in totals.items()]
     settings = dict(sizes=[2, 3], images=9, epochs=1, batch=3, validated=10, tested=200)
     return settings | dict(choice=choice, right=right, lens={})
@@ -56,7 +56,7 @@ def test_differences_are_paired_by_seed():
 
 
 def test_what_is_chosen_is_best_and_of_equals_the_first():
-    assert claim.chosen(made_up()) == (1e-2, 0.2)
+    assert claim.chosen(made_up()) == (1e-3, 0.5)
 
 
 # ---- fairness ----
@@ -100,12 +100,48 @@ def test_each_method_is_what_its_name_says():
             assert (schedule.sigma, schedule.tau, schedule.order) == (8, 2, name.split()[-1])
 
 
-def test_images_held_out_are_not_trained_with():
-    x = claim.part("digits", "train")
-    rest, held = claim.drawn(x, 1, 0, -238), claim.drawn(x, 1, -238)
-    assert len(held[1]) == 238 and len(rest[1]) + 238 == len(x[1])
-    rows = {row.tobytes() for row in rest[0].numpy()}
-    assert len(rows) == len(rest[1]) and not rows & {row.tobytes() for row in held[0].numpy()}
+def rows(images):
+    return {row.tobytes() for row in images[0].numpy()}
+
+
+def test_choosing_validates_with_images_that_it_does_not_train_with(monkeypatch):
+    seen = []
+    monkeypatch.setattr(claim, "train", lambda *args: seen.append((args[1], rows(args[4]))))
+    monkeypatch.setattr(claim, "right", lambda model, images: seen.append(rows(images)) or 7)
+    task = claim.replace(TINY, images=10_000)  # all there are
+    result = claim.start(task)
+    claim.choose(task, result, lambda: None)
+    assert [entry["right"] for entry in result["choice"]] == [[7]] * 4
+    everything, tested = (rows(claim.part("digits", split)) for split in ("train", "test"))
+    for (method, used), held in zip(seen[::2], seen[1::2], strict=True):
+        assert method == "dropout" and len(held) == 238 and not used & held
+        assert used | held == everything and not everything & tested
+
+
+def test_comparing_tests_with_the_test_part_and_the_rate_that_was_chosen(monkeypatch):
+    seen = []
+    monkeypatch.setattr(claim, "train", lambda *args: seen.append((rows(args[4]), args[5:])))
+    monkeypatch.setattr(claim, "right", lambda model, images: seen.append(rows(images)) or 7)
+    monkeypatch.setattr(claim, "look", lambda *args: {})
+    result = claim.start(TINY) | dict(choice=made_up()["choice"])
+    claim.compare(TINY, CROWDS, result, lambda: None)
+    used = [entry[0] for entry in seen[::2]]
+    assert all(entry[1] == (1e-3, 0.5) for entry in seen[::2])
+    assert all(held == rows(claim.part("digits", "test")) for held in seen[1::2])
+    assert used[: len(CROWDS)] == [used[0]] * len(CROWDS) and used[0] != used[-1]
+
+
+def test_rates_fall_after_two_and_four_fifths(monkeypatch):
+    seen, original = [], claim.MultiStepLR
+
+    def noted(optimizer, *args, **kwargs):
+        seen.append((*args, kwargs))
+        return original(optimizer, *args, **kwargs)
+
+    monkeypatch.setattr(claim, "MultiStepLR", noted)
+    claim.train(TINY, "none", None, 0, claim.part("digits", "test"), 1e-2, 0.0)
+    steps = 2 * -(-364 // 20)
+    assert seen == [([steps * 2 // 5, steps * 4 // 5], dict(gamma=0.1))]
 
 
 # ---- the grid ----
@@ -113,6 +149,11 @@ def test_images_held_out_are_not_trained_with():
 
 def test_it_goes_on_where_it_was(tmp_path):
     whole = claim.run("tiny", TINY, CROWDS)
+    for method, seen in whole["lens"].items():
+        assert isclose(seen["full"], claim.accuracies(whole)[method][0], abs_tol=0.006)
+        if crowd := CROWDS[method]:
+            schedule = claim.network(TINY, method, crowd, 0.5, 6, 0)[2].schedule
+            assert seen["members"] == len({k for t in range(6) for k in schedule.chosen(t)})
     path = tmp_path / "results.json"
     one = claim.run("tiny", claim.replace(TINY, seeds=1), CROWDS, path)
     assert all(len(counts) == 1 for counts in one["right"].values())
