@@ -36,12 +36,12 @@ from warnings import warn
 from ..nn import CrossEntropyLoss
 from ..optim import AdamW, OneCycleLR, ReduceLROnPlateau
 from ..random import manual_seed
+from ..tensors import map_tensors
 from minima.trainer.batches import (
     Feed,
     as_metrics,
     evaluate,
     given_and_wanted,
-    map_tensors,
     parts,
     predict,
     rows,
