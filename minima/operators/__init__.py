@@ -210,7 +210,18 @@ Tensor.namespace = sys.modules[__name__]
 # %% ../../nbs/10_operators.ipynb #8685679e
 # ---- kernels ----
 
-for _op in (cross_entropy, gelu, leaky_relu, log_softmax, relu, sigmoid, silu, softmax, tanh):
+for _op in (
+    cross_entropy,
+    gelu,
+    leaky_relu,
+    linear,
+    log_softmax,
+    relu,
+    sigmoid,
+    silu,
+    softmax,
+    tanh,
+):
     _op.kernel("cpu", "minima.kernels.cpu")
 
 # %% ../../nbs/10_operators.ipynb #ea3ebfd3
