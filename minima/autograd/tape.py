@@ -119,7 +119,7 @@ def op(
     code = rule.__code__  # read directly, since `inspect` is slow to import
     names = code.co_varnames[1 : code.co_argcount]
     options = code.co_varnames[code.co_argcount : code.co_argcount + code.co_kwonlyargcount]
-    variadic = bool(code.co_flags & 0x04)
+    known, variadic = frozenset(options), bool(code.co_flags & 0x04)
     readings = _Readings(rule)
 
     def arrange(args, settings):
@@ -135,8 +135,12 @@ def op(
             settings[_OTHER_WORDS[word]] = settings.pop(word)
         return args, {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
 
+    def is_arranged(settings):
+        "Whether `settings` are as the rule takes them, which is quick to see."
+        return known.issuperset(settings) and list not in map(type, settings.values())
+
     def read_many(*args, **settings):
-        if settings or len(args) != len(names):
+        if len(args) != len(names) or (settings and not is_arranged(settings)):
             args, settings = arrange(args, settings)
         like, arrays, wanted, foreign = None, [], False, False
         for a in args:

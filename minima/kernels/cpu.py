@@ -487,7 +487,7 @@ def _bent(xp, y, bias, activation):
     shape = (-1, bias.size)
     if activation != "relu":
         y += bias
-        y, bend = _ACTIVATIONS[activation](xp, y) if activation else (y, lambda g: g)
+        y, bend = _ACTIVATIONS[activation](xp, y)
         return y, lambda g: (d := bend(g), xp.sum(d.reshape(shape), axis=0))
     _bias_relu(y.reshape(shape), _flat(bias))
 
@@ -499,6 +499,16 @@ def _bent(xp, y, bias, activation):
     return y, back
 
 
+def _straight(xp, y):
+    "No activation."
+    return y, lambda g: g
+
+
+_ACTIVATIONS = {
+    None: _straight, "relu": relu, "gelu": gelu, "silu": silu, "sigmoid": sigmoid, "tanh": tanh
+}  # fmt: skip
+
+
 def _adds(x, weight, bias):
     "Whether `bias` is a row that can be added to `x @ weight` where that lies."
     one_row = weight.ndim == 2 and bias.shape in (weight.shape[1:], (1, *weight.shape[1:]))
@@ -506,13 +516,10 @@ def _adds(x, weight, bias):
     return one_row and same and bias.size and bias.ndim <= x.ndim and _fits(bias)
 
 
-_ACTIVATIONS = dict(gelu=gelu, silu=silu, sigmoid=sigmoid, tanh=tanh)
-
-
 @ops.linear.kernel("cpu")
 def linear(xp, x, weight, bias=None, *, activation=None):
     "`linear`, with bias and activation in the memory of the product."
-    if bias is None or not _adds(x, weight, bias):
+    if bias is None or activation not in _ACTIVATIONS or not _adds(x, weight, bias):
         return ops.linear.rule(xp, x, weight, bias, activation=activation)
     y = xp.matmul(x, weight)
     y, back = _bent(xp, y, bias, activation)

@@ -100,6 +100,8 @@ def linear(xp, x, weight, bias=None, *, activation=None):
     pulls = lambda g: xp.matmul(g, xp.swapaxes(weight, 0, 1)), by_weight, lambda g: g
     if activation is None:
         return y, *pulls
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation is one of {[*_ACTIVATIONS]}, not {activation!r}")
     y, bend = _ACTIVATIONS[activation].rule(xp, y)
     bend = asked_once(bend)
     return y, *[lambda g, pull=pull: pull(bend(g)) for pull in pulls]
