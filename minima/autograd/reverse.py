@@ -187,12 +187,11 @@ def _first_cotangent(output, gradient, as_tensor):
         return gradient  # with its own graph
     if array.__class__ is not like.__class__ or array.dtype != like.dtype:
         array = as_array(array, output.device, output.dtype)
-    if array.shape != like.shape:
-        if array.size != 1 or like.size != 1:
-            raise ShapeError(
-                f"the gradient has shape {array.shape}, but the output has shape {like.shape}"
-            )
-        array = backend_of(like).xp.reshape(array, like.shape)
+    if array.shape != like.shape and (array.size != 1 or like.size != 1):
+        raise ShapeError(
+            f"the gradient has shape {array.shape}, but the output has shape {like.shape}"
+        )
+    array = backend_of(like).xp.reshape(array, like.shape)  # an object of this walk's own
     return wrap(array) if as_tensor else array
 
 

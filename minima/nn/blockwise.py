@@ -21,7 +21,7 @@ What is left out: other activations, and a kernel for GPUs.
 """
 
 # %% ../../nbs/26_blockwise.ipynb #d28293d3
-from ..autograd import op
+from ..autograd.tape import asked_once, op
 from .containers import Sequential
 from .gyro import GyroDropout
 from .layers import Linear, ReLU
@@ -47,18 +47,6 @@ def relu_drop_linear(xp, x, w1, b1, w2, table, rows, *, block, p):
     )
 
 # %% ../../nbs/26_blockwise.ipynb #121fe5f4
-def _asked_once(function):
-    "`function` of a cotangent, computed once for all pullbacks that ask with the same one."
-    last = [None, None]
-
-    def ask(g):
-        if last[0] is not g:
-            last[:] = g, function(g)
-        return last[1]
-
-    return ask
-
-
 @relu_drop_linear.kernel("cpu")
 def _by_blocks(xp, x, w1, b1, w2, table, rows, *, block, p):
     "`relu_drop_linear`, block by block of hidden neurons."
@@ -93,7 +81,7 @@ def _by_blocks(xp, x, w1, b1, w2, table, rows, *, block, p):
             dx[at] += xp.matmul(h, w1[:, cols].T)
         return dx
 
-    gradients = _asked_once(back)
+    gradients = asked_once(back)
     return (
         y,
         by_input,
