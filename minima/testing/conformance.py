@@ -240,6 +240,7 @@ _SPECIAL = {
     "einsum": ("TAW", lambda t, a, w: ops.einsum("bij,kj,jl->bkl", t, a, w)),
     "normalize": ("ARR", lambda x, w, b: ops.normalize(x, w, b, axis=(-1,), eps=1e-5)),
     "dropout": ("AM", lambda x, keep: ops.dropout(x, keep, p=0.25)),
+    "dropout_by_draw": ("AD", lambda x, draw: ops.dropout_by_draw(x, draw, p=0.25)),
     "dropout_mask": ("D", lambda draw: ops.dropout_mask(draw, shape=(3, 7), p=0.25)),
     "dropout_add_layer_norm": (
         "ABRRD",

@@ -26,11 +26,13 @@ The losses stand beside it, in `losses`.
 # %% ../../../nbs/18_functional.ipynb #d054e7dd
 from math import prod
 
+import numpy as np
+
 from ... import init
 from ... import operators as ops
 from ...autograd import ShapeError, Tensor, no_grad
 from ...backend import backend_of
-from ...random import as_generator, keep_mask
+from ...random import as_generator
 
 # %% ../../../nbs/18_functional.ipynb #98462028
 # ---- looking at what comes in ----
@@ -331,9 +333,8 @@ def dropout(
     if not training or p == 0:
         return x
     x = _tensor(x)
-    seed, offset = as_generator(generator).draw()
-    keep = x.device.put(keep_mask(x.shape, p, seed, offset))
-    return ops.dropout(x, keep, p=p)
+    draw = np.array(as_generator(generator).draw(), dtype=np.uint64)
+    return ops.dropout_by_draw(x, x.device.put(draw), p=p)
 
 # %% ../../../nbs/18_functional.ipynb #9174b4f4
 # ---- labels as rows ----
