@@ -8,11 +8,13 @@ Operations, ways to begin and dtypes are found here, too: `mi.exp`, `mi.zeros`, 
 
 __version__ = "0.1.0"
 
+from importlib import import_module as _import_module
+
 from numpy import dtype as _dtype
 
 from minima import autograd  # isort: skip - first, since operators and it lean on each other
 from minima import operators  # isort: skip - gives Tensors their methods
-from minima import algorithms, data, functional, init, nn, optim, random, serialization, testing
+from minima import data, init, nn, optim, random, serialization, testing
 from minima.autograd import (
     Tensor,
     enable_grad,
@@ -65,11 +67,14 @@ __all__ = [
     "set_default_dtype",
     "tensor",
     "testing",
+    "trainer",
     "vjp",
 ]
 
 
 def __getattr__(name):
+    if name in _WHEN_ASKED_FOR:
+        return _import_module(f"minima.{name}")
     if name in _DTYPES:
         return _dtype(as_dtype(_DTYPES[name]))
     for home in (init, operators):
@@ -78,6 +83,8 @@ def __getattr__(name):
             return thing
     raise AttributeError(f"module 'minima' has no attribute {name!r}")
 
+
+_WHEN_ASKED_FOR = {"algorithms", "functional", "trainer"}  # not everybody needs them
 
 _DTYPES = {
     "half": "float16",

@@ -27,6 +27,8 @@ import os
 import warnings
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import accumulate
+from math import prod
 from types import SimpleNamespace
 
 import numpy as np
@@ -114,6 +116,17 @@ class Backend:
         "`array` (or one of this library's scalars) again, in memory of its own."
         return self.xp.array(array, copy=True)
 
+    def side_by_side(self, arrays):
+        "Copies of `arrays`, of one dtype, in one 1-d array; it, and its pieces with their shapes."
+        flat = self.xp.concatenate([self.xp.reshape(a, (-1,)) for a in arrays])
+        ends = accumulate(prod(a.shape) for a in arrays)
+        pieces = [flat[end - prod(a.shape) : end] for a, end in zip(arrays, ends)]
+        return flat, [self.xp.reshape(piece, a.shape) for piece, a in zip(pieces, arrays)]
+
+    def owns_memory(self, array):
+        "Whether `array` is no view of another array."
+        return not isinstance(getattr(array, "base", None), self.array_type)
+
     def numpy_dtype(self, dtype):
         "`dtype`, this library's or NumPy's, as NumPy's."
         return np.dtype(dtype)
@@ -195,8 +208,24 @@ def register(
     return backend
 
 
-numpy_backend = register(Backend("cpu", _numpy, np.ndarray))
-numpy_backend.narrow = _NARROW
+class _NumPy(Backend):
+    "NumPy, on the CPU."
+
+    narrow = _NARROW
+
+    def side_by_side(self, arrays):
+        "As for all, and each piece counts as an array of its own, and not as a view."
+        dtype, starts = arrays[0].dtype, [*accumulate((a.nbytes for a in arrays), initial=0)]
+        memory = bytearray(starts[-1] + 64)
+        gap = -np.frombuffer(memory, "uint8").ctypes.data % 64  # up to a cache line's beginning
+        flat = np.ndarray((starts[-1] // dtype.itemsize,), dtype, memory, gap)
+        np.concatenate(arrays, axis=None, out=flat)
+        return flat, [
+            np.ndarray(a.shape, dtype, memory, gap + start) for a, start in zip(arrays, starts)
+        ]
+
+
+numpy_backend = register(_NumPy("cpu", _numpy, np.ndarray))
 
 # %% ../nbs/00_backend.ipynb #3bb33cf0
 def _plug_ins():

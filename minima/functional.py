@@ -10,57 +10,13 @@ __doc__ = """
 Methods of training as functions of a model: `import minima.functional as cf`.
 
 Each `apply_...` changes a model by surgery and returns it. Optimizers that are handed over follow.
-Where there is nothing to change, a `NoEffectWarning` says so.
+Where there is nothing to change, a `NoEffectWarning` says so. For a Trainer, there are the same
+methods as classes in `minima.algorithms`, a module each; this one only lists the functions.
 
 Not to be confused with `minima.nn.functional`, which has layers and losses as functions of Tensors.
 """
 
 # %% ../nbs/50_methods.ipynb #a685ba03
-from .algorithms.surgery import replace
-from .nn.dropout import Dropout
-from .nn.gyro import GyroDropout, GyroSchedule
+from .algorithms.gyro import apply_gyro_dropout
 
-# %% ../nbs/50_methods.ipynb #b765f2ea
-def _check_arguments(iters_per_epoch, max_iteration, p):
-    "The number of iterations in an epoch. Raises TypeError if the arguments look exchanged."
-    shown = "apply_gyro_dropout(model, sigma=512, tau=4, max_iteration=196)"
-    if isinstance(iters_per_epoch, float) or (p is not None and p > 1):
-        raise TypeError(
-            "by position, the arguments after the model are iters_per_epoch, max_epoch and p; got "
-            f"{iters_per_epoch!r} for iters_per_epoch and {p!r} for p. Write names: {shown}"
-        )
-    if (iters_per_epoch is None) == (max_iteration is None):
-        raise TypeError(
-            "how many iterations has an epoch? Give it once, as max_iteration or iters_per_epoch "
-            f"(they are the same), such as len(train_loader): {shown}"
-        )
-    return max_iteration if iters_per_epoch is None else iters_per_epoch
-
-
-def apply_gyro_dropout(
-    model,  # changed in place; only if it is a Dropout itself, what is returned is another
-    iters_per_epoch=None,  # how many iterations there are in an epoch
-    max_epoch=None,  # how many epochs there are; None means 100
-    p=None,  # the probability that a neuron is dropped; None keeps that of each Dropout
-    sigma=256,  # how many subnetworks there are
-    tau=16,  # how many of them are trained side by side
-    *,
-    max_iteration=None,  # another name of `iters_per_epoch`
-    optimizers=None,  # an optimizer, or a list of them
-    block=1,  # how many neighbours are dropped together
-    schedule="random",  # or "balanced", which trains every subnetwork
-    generator=None,  # where the random numbers come from; None means that of each Dropout
-):
-    "Replace each Dropout of `model` by a GyroDropout, all with one schedule; returns the model."
-    iterations = _check_arguments(iters_per_epoch, max_iteration, p)
-    epochs = 100 if max_epoch is None else max_epoch
-    shared = GyroSchedule(iterations, epochs, sigma, tau, order=schedule, generator=generator)
-
-    def make(old):
-        own = dict(p=old.p if p is None else p, generator=generator or old.generator)
-        return GyroDropout(block=block, schedule=shared, **own)
-
-    model = replace(model, Dropout, make, optimizers)
-    if shared.layers:
-        shared.watch(model)
-    return model
+_all_ = ["apply_gyro_dropout"]

@@ -1,6 +1,10 @@
-"""Methods of training, which change a model or how it is trained; and surgery, which they are made of."""
+"""Methods of training, which change a model or how it is trained; and surgery, which they are made of.
 
+Each is a class for the Trainer; as functions of a model they are in `minima.functional`.
+"""
+
+from .gyro import GyroDropout
 from .lens import Lens, gyro_lens, subnetwork
 from .surgery import NoEffectWarning, replace
 
-__all__ = ["Lens", "NoEffectWarning", "gyro_lens", "replace", "subnetwork"]
+__all__ = ["GyroDropout", "Lens", "NoEffectWarning", "gyro_lens", "replace", "subnetwork"]

@@ -116,13 +116,23 @@ def _walk_back(
         if free:
             t._edges = t._args = None
         for a, pull in edges:
-            ga = pull(g)
+            ga = pull(g) if a._order >= 0 else _pulled(pull, g, a)
             array = a.array
             if ga.shape != array.shape or ga.dtype is not array.dtype:
                 ga = _unbroadcast(ga, array)
             key = id(a)
             so_far = get(key)
             cotangents[key] = ga if so_far is None else so_far + ga
+
+
+def _pulled(pull, g, leaf):
+    "What `pull` makes of `g` for a leaf; in the home of its gradient, if there is one, and free."
+    home = getattr(leaf, "_home", None)
+    if home is None or getattr(getattr(pull, "__code__", None), "co_argcount", 1) == 1:
+        return pull(g)
+    like = leaf.array
+    fits = home.shape == like.shape and home.dtype == like.dtype
+    return pull(g, home) if fits and getrefcount(home) == _AT_HOME else pull(g)
 
 
 def _read_again(t):
@@ -210,11 +220,14 @@ def _accumulate(leaf, g):
         and getrefcount(g) == _ALONE
     ):
         leaf.grad = wrap(g)
+    elif g is getattr(leaf, "_home", None):
+        leaf.grad = wrap(g)
     else:  # a view, a scalar, or numbers that somebody else holds, too
         leaf.grad = wrap(backend_of(leaf.array).copy(g))
 
 
 _ALONE = (lambda g: getrefcount(g))(object())  # what it counts for what only its argument holds
+_AT_HOME = _ALONE + 1  # and for what one thing besides holds
 
 # %% ../../nbs/03_reverse.ipynb #7bc36aea
 class HookHandle:

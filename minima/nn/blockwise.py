@@ -132,7 +132,7 @@ class GyroPair(Sequential):
         first, _, drop, second = self
         chosen, rows = drop._assigned(len(x))
         table = drop._table(chosen, (first.out_features,), x.device)
-        settings = dict(block=drop.block, p=round(drop.p * 65536) / 65536)
+        settings = dict(block=drop.block, p=drop._dropped(table))
         weights = first.weight, first.bias, second.weight
         y = relu_drop_linear(x, *weights, table, x.device.put(rows), **settings)
         return y if second.bias is None else y + second.bias
