@@ -227,6 +227,7 @@ for _op in (
     tanh,
 ):
     _op.kernel("cpu", "minima.kernels.cpu")
+normalize.kernel("cpu", "minima.kernels.norms")
 
 # %% ../../nbs/10_operators.ipynb #ea3ebfd3
 # ---- methods and operators of Tensor ----
