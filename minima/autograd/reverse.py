@@ -127,8 +127,8 @@ def _walk_back(
 
 def _pulled(pull, g, leaf):
     "What `pull` makes of `g` for a leaf; in the home of its gradient, if there is one, and free."
-    home = getattr(leaf, "_home", None)
-    if home is None or getattr(getattr(pull, "__code__", None), "co_argcount", 1) == 1:
+    home, code = getattr(leaf, "_home", None), getattr(pull, "__code__", None)
+    if home is None or code is None or code.co_varnames[1 : code.co_argcount] != ("out",):
         return pull(g)
     like = leaf.array
     fits = home.shape == like.shape and home.dtype == like.dtype

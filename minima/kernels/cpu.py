@@ -39,6 +39,7 @@ import numpy as np
 from numba.extending import overload
 
 from .. import operators as ops
+from . import in_place
 
 # %% ../../nbs/72_kernels_cpu.ipynb #50d08f47
 # ---- from Python to machine code ----
@@ -377,12 +378,12 @@ def cross_entropy(xp, logits, labels):
     "`cross_entropy` in one pass, forward and backward; keeps a number per row."
     n = len(labels)
     if not (_fits(logits) and logits.size and logits.shape[:-1] == labels.shape == (n,)):
-        return ops.cross_entropy.rule(xp, logits, labels)
+        return in_place.cross_entropy(xp, logits, labels)
     sums = xp.empty(n, logits.dtype)
     labels = _plain(labels, xp.int64)
     mean, right = _cross_entropy(logits, labels, sums)
     if not right:
-        return ops.cross_entropy.rule(xp, logits, labels)
+        return in_place.cross_entropy(xp, logits, labels)
 
     def pull(g):
         d = xp.empty_like(logits)
@@ -435,9 +436,12 @@ def dropout_by_draw(xp, x, draw, *, p):
         return ops.dropout_by_draw.rule(xp, x, draw, p=p)
     how = np.uint64(draw[0]), np.uint64(draw[1]), np.uint16(threshold), 1 / (1 - p)
 
+    dtype = x.dtype
+
     def dropped(a):
-        y = xp.empty_like(x)
-        _dropout(_flat(_plain(a, x.dtype)), _flat(y), *how)
+        a = _plain(a, dtype)
+        y = xp.empty_like(a)
+        _dropout(_flat(a), _flat(y), *how)
         return y
 
     return dropped(x), dropped
