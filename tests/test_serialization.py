@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tracemalloc
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -700,6 +701,17 @@ def test_a_save_leaves_alone_what_another_one_is_writing(tmp_path):
     assert (tmp_path / "slow").read_bytes() == b"half and half"
     save({"x": np.ones(3)}, tmp_path / "x")
     assert hidden(tmp_path) == set()
+
+
+def test_who_began_while_another_was_writing_is_left_alone_when_that_one_is_done(tmp_path):
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(serialization._replacing(tmp_path / "first"))
+        file = second.enter_context(serialization._replacing(tmp_path / "second"))
+        first.close()
+        save({"x": np.ones(3)}, tmp_path / "x")
+        assert len(hidden(tmp_path)) == 1
+        file.write(b"whole")
+    assert (tmp_path / "second").read_bytes() == b"whole" and hidden(tmp_path) == set()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes to fork on this system")

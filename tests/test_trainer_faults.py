@@ -159,6 +159,19 @@ def test_whoever_fails_at_whatever_event(event, kind, straight, tmp_path):
         survives(trainer, f"This was Breaks at {event.name}, in epoch ", straight[parts])
 
 
+@pytest.mark.parametrize("event", ["batch_end", "eval_end", "epoch_end"])
+def test_an_event_is_told_once_and_what_is_due_is_done_once(event, straight):
+    heard, done = [], []
+    notes = type("Notes", (), {event: lambda self, state: heard.append(state.timestamp.batch)})()
+    trainer = make(**callback(event, Bomb(2)))
+    trainer.state.callbacks.append(notes)  # at the end of things the first to be told
+    evaluate = trainer.eval
+    trainer.eval = lambda: done.append(trainer.state.timestamp.batch) or evaluate()
+    survives(trainer, f"This was Breaks at {event.upper()}", straight[1])
+    batches = {"batch_end": [*range(1, 10)], "eval_end": [4, 8, 9], "epoch_end": [3, 6, 9]}
+    assert heard == batches[event] and done == [4, 8, 9]
+
+
 @pytest.mark.parametrize("kind", [callback, algorithm, logger])
 def test_whoever_fails_before_training(kind, tmp_path):
     with pytest.raises(Boom) as caught:
