@@ -448,13 +448,21 @@ def test_the_measured_scale_keeps_the_mean_of_each_iteration(p, shape):
         for scale in ("measured", "expected")
     ]
     means = []
-    for _ in range(20):
-        measured, expected = (layer(mi.ones(*shape)).numpy() for layer in layers)
+    for t in range(20):
+        measured, expected = (layer(mi.ones(*shape, dtype="float64")).numpy() for layer in layers)
         assert np.array_equal(measured != 0, expected != 0)
-        kept = (measured != 0).mean()
-        assert np.allclose(measured[measured != 0], 1 / kept, rtol=1e-6)
+        kept = layers[0].masks(layers[0].schedule.chosen(t), shape[1:])
+        assert np.allclose(measured[measured != 0] * kept.mean(), 1, rtol=1e-15, atol=0)
+        assert type(layers[0]._dropped(kept)) is float
         means.append(expected.mean())
     assert np.ptp(means) > 0.05
+
+
+@pytest.mark.parametrize("shape", [(0, 7), (4, 0), (0,)])
+def test_nothing_is_measured(shape):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert nn.GyroDropout(9, 1, 0.5, 8, 2, scale="measured")(mi.ones(*shape)).shape == shape
 
 
 def test_a_mask_that_keeps_nothing_gives_zeros():
