@@ -465,6 +465,11 @@ def test_nothing_is_measured(shape):
         assert nn.GyroDropout(9, 1, 0.5, 8, 2, scale="measured")(mi.ones(*shape)).shape == shape
 
 
+def test_a_single_neuron_is_kept_as_it_is_or_not_at_all():
+    layer = nn.GyroDropout(40, 1, 0.5, 20, 1, scale="measured", generator=Generator(0))
+    assert {value for _ in range(40) for value in layer(mi.ones(3)).tolist()} == {0, 1}
+
+
 def test_a_mask_that_keeps_nothing_gives_zeros():
     layer = nn.GyroDropout(9, 1, 1.0, 8, 2, scale="measured")
     assert not layer(mi.ones(4, 3)).numpy().any()
