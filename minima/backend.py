@@ -118,7 +118,7 @@ class Backend:
 
     def side_by_side(self, arrays):
         "Copies of `arrays`, of one dtype, in one 1-d array; it, and its pieces with their shapes."
-        flat = self.xp.concatenate([self.xp.reshape(a, (-1,)) for a in arrays])
+        flat = self.xp.concat([self.xp.reshape(a, (-1,)) for a in arrays])
         ends = accumulate(prod(a.shape) for a in arrays)
         pieces = [flat[end - prod(a.shape) : end] for a, end in zip(arrays, ends)]
         return flat, [self.xp.reshape(piece, a.shape) for piece, a in zip(pieces, arrays)]
