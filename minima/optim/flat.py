@@ -33,7 +33,10 @@ _ALONE = (lambda p: getrefcount(p.array))(wrap(object()))  # what it counts if o
 
 def _may_move(p):
     "Whether nobody but the parameter `p` holds its array, and the memory is the array's own."
-    return getrefcount(p.array) == _ALONE and backend_of(p.array).owns_memory(p.array)
+    backend = backend_of(p.array)
+    if backend.side_by_side is None or getrefcount(p.array) != _ALONE:
+        return False
+    return not isinstance(p.array.base, backend.array_type)
 
 
 def _fits(p):
