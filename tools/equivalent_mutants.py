@@ -96,4 +96,8 @@ EQUIVALENT = {
     "optim.clipping._norm: xp.astype(a != 0, a.dtype) -> a != 0": "a sum of booleans is a count",
     "optim.clipping._norm: kind == 1 -> False": "the general formula gives the same, slower",
     "optim.clipping._norm: kind == 2 -> False": "the general formula gives the same, slower",
+    "algorithms.clipping._clip_units: p.dtype.itemsize < 4 -> (p.dtype.itemsize <= 4)":
+        "float32 becomes float32",
+    "algorithms.clipping._clip_units: p.dtype.itemsize < 4 -> p.dtype.itemsize < 5":
+        "float32 becomes float32",
 }  # fmt: skip

@@ -55,18 +55,19 @@ def _clip_units(p, axes, ratio, eps=1e-3):
 
     bound = ratio * xp.maximum(norm(p.array), eps)
     factor = bound / xp.maximum(norm(g), bound)
-    xp.multiply(g, xp.astype(factor, g.dtype), out=g)
+    xp.multiply(g, factor, out=g)
     wrote(g, "adaptive clipping")
 
 
 def _clip_adaptively(model, ratio):
     "Clip the gradients of all units of `model` by its weights."
-    done = set()
+    holders = {}  # of each Parameter, the first module that has it
     for module in _child_modules(model):
         for p in module.parameters(recurse=False):
-            if p.grad is not None and p.size and id(p) not in done:
-                done.add(id(p))
-                _clip_units(p, _unit_axes(module, p), ratio)
+            holders.setdefault(p, module)
+    for p, module in holders.items():
+        if p.grad is not None:
+            _clip_units(p, _unit_axes(module, p), ratio)
 
 # %% ../../nbs/66_clipping_method.ipynb #4e052671
 _KINDS = {
