@@ -6,6 +6,7 @@ Each is a class for the Trainer; as functions of a model they are in `minima.fun
 from .clipping import GradientClipping
 from .gyro import GyroDropout
 from .lens import Lens, gyro_lens, subnetwork
+from .stochastic_depth import StochasticDepth, StochasticResidual
 from .surgery import NoEffectWarning, replace
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "GyroDropout",
     "Lens",
     "NoEffectWarning",
+    "StochasticDepth",
+    "StochasticResidual",
     "gyro_lens",
     "replace",
     "subnetwork",
