@@ -4,6 +4,7 @@ Each is a class for the Trainer; as functions of a model they are in `minima.fun
 """
 
 from .clipping import GradientClipping
+from .freezing import LayerFreezing
 from .gyro import GyroDropout
 from .lens import Lens, gyro_lens, subnetwork
 from .stochastic_depth import StochasticDepth, StochasticResidual
@@ -12,6 +13,7 @@ from .surgery import NoEffectWarning, replace
 __all__ = [
     "GradientClipping",
     "GyroDropout",
+    "LayerFreezing",
     "Lens",
     "NoEffectWarning",
     "StochasticDepth",
