@@ -66,7 +66,7 @@ def freeze_layers(
     if not count:
         _warn_no_effect(f"of {len(found)} layers none is to be frozen")
     learning = {id(p) for _, params in found[count:] for p in params}
-    frozen = [p for _, params in found[:count] for p in params if id(p) not in learning]
+    frozen = [p for _, params in found for p in params if id(p) not in learning]
     optimizers = optimizers if isinstance(optimizers, list | tuple) else [optimizers]
     for p in frozen:
         p.requires_grad_(False)
