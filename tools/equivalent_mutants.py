@@ -6,6 +6,7 @@ FOR_SPEED = "left out where it does nothing, for speed"
 NO_VALUE = "the token between gates has a place in the order, and a value that nobody reads"
 REMEMBERED = "computed again instead of remembered: the same, slower"
 SAME_MEMORY = "memory that is used again saves time, and changes nothing"
+AT_HOME = "on the CPU, NumPy's arrays are at home already"
 DISCARDED = "of a rule that is read on Tensors only the pullbacks are used"
 
 EQUIVALENT = {
@@ -96,4 +97,16 @@ EQUIVALENT = {
     "optim.clipping._norm: xp.astype(a != 0, a.dtype) -> a != 0": "a sum of booleans is a count",
     "optim.clipping._norm: kind == 1 -> False": "the general formula gives the same, slower",
     "optim.clipping._norm: kind == 2 -> False": "the general formula gives the same, slower",
+    "algorithms.clipping._clip_units: p.dtype.itemsize < 4 -> (p.dtype.itemsize <= 4)":
+        "float32 becomes float32",
+    "algorithms.clipping._clip_units: p.dtype.itemsize < 4 -> p.dtype.itemsize < 5":
+        "float32 becomes float32",
+    "algorithms.stochastic_depth.StochasticResidual.forward: x.device.put(kept) -> kept": AT_HOME,
+    "algorithms.stochastic_depth.StochasticResidual.forward: x.device.put(places) -> places":
+        AT_HOME,
+    "algorithms.stochastic_depth.StochasticResidual.forward: y[:1] -> y":
+        "more zeros than are needed",
+    "algorithms.stochastic_depth.StochasticResidual.forward: :1 -> :": "more zeros than are needed",
+    "algorithms.stochastic_depth.StochasticResidual.forward: :1 -> :2":
+        "more zeros than are needed",
 }  # fmt: skip
