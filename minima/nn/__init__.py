@@ -2,7 +2,7 @@
 
 from . import functional, hooks
 from .containers import ModuleDict, ModuleList, Sequential
-from .blockwise import GyroPair
+from .blockwise import GyroSequential
 from .dropout import Dropout
 from .gyro import GyroDropout, GyroSchedule
 from .layers import (
@@ -54,7 +54,7 @@ __all__ = [
     "Flatten",
     "GELU",
     "GyroDropout",
-    "GyroPair",
+    "GyroSequential",
     "GyroSchedule",
     "HuberLoss",
     "Identity",
