@@ -81,6 +81,8 @@ def read():
         (dict(), 0),
         (dict(sizes=(6, 37, 3)), 16),
         (dict(block=64), 16),
+        (dict(block=2), 16),
+        (dict(p=1 / 65536), 8),
         (dict(p=0.9, block=5), 9),
         (dict(p=0.1, sizes=(6, 40, 40)), 9),
         (dict(p=1.0), 8),
@@ -121,7 +123,7 @@ def test_it_computes_what_its_members_do(options, rows, dtype, rtol, read):
 @pytest.mark.parametrize("ps", [(0.25, 0.5), (0.5, 1.0)])
 def test_the_kernel_agrees_with_the_rule(shape, ps, dtype, tolerance):
     rng = np.random.default_rng(1)
-    sizes = (9, 5), (5, 12), shape, (12, 7), (1, 7), (7, 4), (9, 4)
+    sizes = (9, 14), (14, 12), shape, (12, 7), (1, 7), (7, 4), (9, 4)
     *arrays, g = (rng.normal(size=s).astype(dtype) for s in sizes)
     arrays[0], arrays[3] = arrays[0][:, ::-1], np.asfortranarray(arrays[3])  # not in a row
     keeps = [rng.random((9, n)) < 0.5 for n in (4, 4)]
@@ -251,7 +253,7 @@ def test_writing_into_weights_before_walking_back_is_noticed():
         lambda model: model.eval(),
         lambda model: setattr(model[2], "training", False),
         lambda model: setattr(model[2], "p", 0.0),
-        lambda model: setattr(model[2], "p", 1e-6),
+        lambda model: setattr(model[2], "p", 0.499995 / 65536),
         lambda model: setattr(model[2], "block", 1),
         lambda model: setattr(model[2], "mask_dims", -1),
         lambda model: setattr(model[0], "bias", None),

@@ -40,7 +40,9 @@ from .module import _child_modules
 
 def _parts(arrays, n):
     "Of the arrays for `n` hidden layers: the input, all weights, the biases, the masks."
-    return arrays[0], arrays[1 : 2 * n + 2 : 2], arrays[2 : 2 * n + 2 : 2], arrays[2 * n + 2 :]
+    x, *others = arrays
+    linear, keeps = others[: 2 * n + 1], others[2 * n + 1 :]
+    return x, linear[::2], linear[1::2], keeps
 
 
 def _slope(xp, z, keep, block, p):
@@ -242,7 +244,7 @@ class GyroSequential(Sequential):
         members = [*self]
         while members:
             n = self._span(members, x)
-            x = self._together(members[:n], x) if n > 1 else members[0](x)
+            x = members[0](x) if n == 1 else self._together(members[:n], x)
             members = members[n:]
         return x
 
@@ -251,7 +253,7 @@ class GyroSequential(Sequential):
         first, n = members[0], 1
         while len(four := members[n - 1 : n + 3]) == 4 and _is_row(*four) and _is_open(*four):
             n += 3
-        fits = n > 1 and (
+        fits = n == 1 or (
             isinstance(x, Tensor)
             and x.ndim == 2
             and x.shape[1] == first.in_features
@@ -259,7 +261,7 @@ class GyroSequential(Sequential):
             and x.device.type in relu_drop_chain.readings.kernels
             and all(
                 len(x) * min(drop.block, linear.out_features) ** 2 >= self.worth
-                for linear, drop in zip(members[:n:3], members[2:n:3])
+                for linear, drop in zip(members[::3], members[2:n:3])
             )
         )
         return n if fits else 1
@@ -267,7 +269,7 @@ class GyroSequential(Sequential):
     def _together(self, members, x):
         "What the `members` make of `x`, computed by `relu_drop_chain`."
         weights, keeps, ps = [], [], []
-        for linear, drop in zip(members[:-1:3], members[2::3]):
+        for linear, drop in zip(members[::3], members[2::3]):
             chosen, rows = drop._assigned(len(x))
             table = drop._table(chosen, (linear.out_features,), x.device)
             blocks = table[:, :: drop.block]
