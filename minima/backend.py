@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['numpy_backend', 'as_dtype', 'is_floating', 'get_default_dtype', 'set_default_dtype', 'Backend', 'register',
-           'get_backend', 'backend_of', 'Device', 'cpu', 'cuda']
+           'get_backend', 'backend_of', 'Kernels', 'kernels_off', 'Device', 'cpu', 'cuda']
 
 # %% ../nbs/00_backend.ipynb #2b20101f
 __doc__ = """
@@ -12,7 +12,8 @@ The array libraries that minima can compute with.
 
 Everything above this module speaks to an array library through one object, a `Backend`: its
 namespace `xp` (NumPy's names), its array type, and a few methods for what a namespace does not
-say: how data come and go, and how arrays pick and add. A backend is found in two ways: by the
+say: how data come and go, and how arrays pick and add. Functions that a library can do better in
+one piece have `Kernels` for it. A backend is found in two ways: by the
 *type* of an array that is already there (`backend_of`), and by the *name* of a device that somebody
 asks for (`Device("cpu")`). NumPy is built in; any other package may offer one through the
 entry-point group `minima.backends`, and is imported only when its device is first used.
@@ -22,6 +23,12 @@ What is left out: no unified memory, no implicit transfers. An array moves when 
 """
 
 # %% ../nbs/00_backend.ipynb #f7a6b24d
+import os
+import warnings
+from contextlib import contextmanager
+from importlib import import_module
+from itertools import accumulate
+from math import prod
 from types import SimpleNamespace
 
 import numpy as np
@@ -109,6 +116,17 @@ class Backend:
         "`array` (or one of this library's scalars) again, in memory of its own."
         return self.xp.array(array, copy=True)
 
+    def side_by_side(self, arrays):
+        "Copies of `arrays`, of one dtype, in one 1-d array; it, and its pieces with their shapes."
+        flat = self.xp.concatenate([self.xp.reshape(a, (-1,)) for a in arrays])
+        ends = accumulate(prod(a.shape) for a in arrays)
+        pieces = [flat[end - prod(a.shape) : end] for a, end in zip(arrays, ends)]
+        return flat, [self.xp.reshape(piece, a.shape) for piece, a in zip(pieces, arrays)]
+
+    def owns_memory(self, array):
+        "Whether `array` is no view of another array."
+        return not isinstance(getattr(array, "base", None), self.array_type)
+
     def numpy_dtype(self, dtype):
         "`dtype`, this library's or NumPy's, as NumPy's."
         return np.dtype(dtype)
@@ -190,8 +208,24 @@ def register(
     return backend
 
 
-numpy_backend = register(Backend("cpu", _numpy, np.ndarray))
-numpy_backend.narrow = _NARROW
+class _NumPy(Backend):
+    "NumPy, on the CPU."
+
+    narrow = _NARROW
+
+    def side_by_side(self, arrays):
+        "As for all, and each piece counts as an array of its own, and not as a view."
+        dtype, starts = arrays[0].dtype, [*accumulate((a.nbytes for a in arrays), initial=0)]
+        memory = bytearray(starts[-1] + 64)
+        gap = -np.frombuffer(memory, "uint8").ctypes.data % 64  # up to a cache line's beginning
+        flat = np.ndarray((starts[-1] // dtype.itemsize,), dtype, memory, gap)
+        np.concatenate(arrays, axis=None, out=flat)
+        return flat, [
+            np.ndarray(a.shape, dtype, memory, gap + start) for a, start in zip(arrays, starts)
+        ]
+
+
+numpy_backend = register(_NumPy("cpu", _numpy, np.ndarray))
 
 # %% ../nbs/00_backend.ipynb #3bb33cf0
 def _plug_ins():
@@ -230,6 +264,65 @@ def _find(array_type):
         for name in _plug_ins():
             get_backend(name)
     return _by_type.get(array_type)
+
+# %% ../nbs/00_backend.ipynb #121f829c
+# ---- kernels ----
+
+_compiled = os.environ.get("MINIMA_NUMBA", "1") != "0"  # whether modules of kernels are imported
+
+
+class Kernels:
+    "The kernels of one function: by the name of a backend, what is called there in its place."
+
+    on, watchers = True, []  # whether kernels are used; what is called when that changes
+
+    def __init__(self):
+        self.known, self.homes = {}, {}
+
+    def register(
+        self,
+        backend,  # the name of a backend, such as `"cpu"`
+        home=None,  # the module that will register the kernel, imported when it is first wanted
+    ):
+        "A decorator for the kernel on `backend`; or, with `home`, a note where it will be found."
+        if home is not None:
+            self.homes.setdefault(backend, []).append(home)
+            return None
+        return lambda function: self.known.__setitem__(backend, function) or function
+
+    def find(
+        self,
+        backend,  # the name of a backend
+    ):
+        "The kernel on `backend`, or None."
+        if not Kernels.on:
+            return None
+        for home in self.homes.pop(backend, ()) if _compiled else ():
+            try:
+                import_module(home)
+            except ModuleNotFoundError:
+                pass  # a library is not installed
+            except ImportError as error:
+                warnings.warn(f"no kernels of {home}, since {error}", stacklevel=2)
+        return self.known.get(backend)
+
+
+@contextmanager
+def kernels_off():
+    "Within a `with` block, no kernel is used: rules compute everything."
+    before = Kernels.on
+    try:
+        _switch(False)
+        yield
+    finally:
+        _switch(before)
+
+
+def _switch(on):
+    "Use kernels, or do not."
+    Kernels.on = on
+    for changed in Kernels.watchers:
+        changed()
 
 # %% ../nbs/00_backend.ipynb #02d2ac74
 class Device(str):

@@ -17,6 +17,7 @@ What always holds:
 - what was saved comes back with the same names, shapes, dtypes and bits, in memory of its own;
 - the same tensors give the same bytes, the very bytes that the official library writes;
 - a file is written completely or not at all: whatever goes wrong, the old one is still there;
+- what a killed process has left half written is removed by the next save into the same folder;
 - the reader believes nothing: a damaged or hostile file is a ValueError that says what is wrong,
   and nothing is allocated because a header claims it;
 - files that `save` wrote carry a checksum, so a flipped bit in a weight is noticed, too.
@@ -27,6 +28,7 @@ What is left out: 8-bit and 4-bit floats, complex numbers, files in parts, loadi
 # %% ../nbs/39_serialization.ipynb #797bf1e6
 import math
 import os
+import re
 from contextlib import contextmanager, suppress
 from reprlib import repr as short
 
@@ -123,6 +125,31 @@ def _header_of(arrays, metadata):
     return header
 
 # %% ../nbs/39_serialization.ipynb #449ebe11
+_PART = re.compile(r"\.minima-[0-9a-f]{16}\.part")  # what a file is called until it is complete
+
+
+@contextmanager
+def _writing_in(folder):
+    "Within, others leave unfinished files in `folder` alone; those of the dead are removed first."
+    try:
+        import fcntl  # POSIX has it
+
+        lock = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # then nothing is removed
+        yield
+        return
+    try:
+        with suppress(OSError):  # somebody is writing here, or there are no locks
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for name in filter(_PART.fullmatch, os.listdir(folder)):
+                os.remove(os.path.join(folder, name))
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(lock)
+
+
 @contextmanager
 def _replacing(path):
     "A file to write into, which takes the place of `path` if all goes well, and is gone if not."
@@ -130,19 +157,20 @@ def _replacing(path):
     folder = os.path.dirname(path)
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"cannot save {path}: there is no folder {folder}; make it first")
-    part = os.path.join(folder, f".{os.urandom(8).hex()}.part")
-    try:
-        with open(part, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if os.path.exists(path):
-            os.chmod(part, os.stat(path).st_mode & 0o777)  # who may read it does not change
-        os.replace(part, path)
-    except BaseException:  # also Ctrl-C
-        with suppress(FileNotFoundError):
-            os.remove(part)
-        raise
+    part = os.path.join(folder, f".minima-{os.urandom(8).hex()}.part")
+    with _writing_in(folder):
+        try:
+            with open(part, "xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if os.path.exists(path):
+                os.chmod(part, os.stat(path).st_mode & 0o777)  # who may read it does not change
+            os.replace(part, path)
+        except BaseException:  # also Ctrl-C
+            with suppress(FileNotFoundError):
+                os.remove(part)
+            raise
 
 
 _LONGEST_HEADER = 100_000_000  # bytes; the official reader's limit, so ours for writing, too
@@ -191,8 +219,6 @@ def _unique(pairs):
 
 def _check_nesting(text):
     "Raise ValueError if brackets outside of strings nest deeper than in any header: 3, and more."
-    import re
-
     depth = 0
     for token in re.finditer(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', text, re.DOTALL):
         depth += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(token[0], 0)

@@ -435,3 +435,83 @@ x = np.ones(2).view(plug_in.Array)
 print(backend.backend_of(x).name, Tensor(x).device)
 """
     assert plugged(program).split() == ["no_such_module", "plugged", "plugged:0"]
+
+
+# ---- kernels ----
+
+
+def kernel_module(folder, text):
+    "A module of that text that can be imported, and is new."
+    (folder / "some_kernels.py").write_text(text)
+    return "some_kernels"
+
+
+@pytest.fixture
+def doubling(monkeypatch, tmp_path):
+    "An op, and the way to say where its kernel is found."
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "some_kernels", raising=False)
+    sys.modules["doubling_op"] = module = type(sys)("doubling_op")
+
+    @op
+    def double(xp, a):
+        return a * 2, lambda g: g * 2
+
+    module.double = double
+    yield double, lambda text: double.kernel("cpu", kernel_module(tmp_path, text))
+    del sys.modules["doubling_op"]
+
+
+KERNEL = """
+from doubling_op import double
+@double.kernel("cpu")
+def twice(xp, a):
+    return a * 2 + 100, lambda g: g * 200
+"""
+
+
+def test_a_kernel_is_imported_when_its_op_is_first_read_and_can_be_switched_off(doubling):
+    double, found_in = doubling
+    found_in(KERNEL)
+    assert "some_kernels" not in sys.modules
+    x = Tensor([1.0], requires_grad=True)
+    assert double(x).tolist() == [102.0] and "some_kernels" in sys.modules
+    with backend.kernels_off():
+        assert double(x).tolist() == [2.0]
+        with backend.kernels_off():
+            pass
+        assert double(x).tolist() == [2.0]
+    y = double(x)
+    y.backward()
+    assert y.tolist() == [102.0] and x.grad.tolist() == [200.0]
+    x.grad = None
+    double(x).backward(create_graph=True)  # reads the rule
+    assert x.grad.tolist() == [2.0]
+
+
+def test_kernels_off_ends_with_an_error_too(doubling):
+    double, found_in = doubling
+    found_in(KERNEL)
+    with pytest.raises(KeyError), backend.kernels_off():
+        raise KeyError
+    assert double(Tensor([1.0])).tolist() == [102.0]
+
+
+def test_without_the_library_of_a_kernel_the_rule_is_read(doubling):
+    double, found_in = doubling
+    found_in("import no_such_library")
+    assert double(Tensor([1.0])).tolist() == [2.0]
+
+
+def test_kernels_that_cannot_be_imported_for_another_reason_are_named(doubling):
+    double, found_in = doubling
+    found_in("from minima import no_such_thing")
+    with pytest.warns(UserWarning, match="no kernels of some_kernels, since cannot import name"):
+        assert double(Tensor([1.0])).tolist() == [2.0]
+
+
+def test_without_compiled_kernels_their_modules_are_not_imported(doubling, monkeypatch):
+    double, found_in = doubling
+    found_in(KERNEL)
+    monkeypatch.setattr(backend, "_compiled", False)
+    assert double(Tensor([1.0])).tolist() == [2.0] and "some_kernels" not in sys.modules

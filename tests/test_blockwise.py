@@ -12,6 +12,7 @@ from minima import nn
 from minima.algorithms import replace
 from minima.autograd import Tensor, op
 from minima.autograd.tape import read_through
+from minima.backend import kernels_off
 from minima.functional import apply_gyro_dropout
 from minima.nn import blockwise
 from minima.nn.blockwise import _by_tiles, relu_drop_chain
@@ -261,6 +262,7 @@ def test_writing_into_weights_before_walking_back_is_noticed():
         lambda model: model[1].register_forward_hook(lambda *_: None),
         lambda model: model[2].register_forward_pre_hook(lambda *_: None),
         lambda model: model[3].register_full_backward_hook(lambda *_: None),
+        lambda model: setattr(model[0], "forward", model[0].forward),
         lambda model: setattr(model, "worth", 8 * 8 * 8 + 1),
         lambda model: setattr(model[0], "__class__", type("MyLinear", (nn.Linear,), {})),
         lambda model: replace(model, nn.ReLU, lambda old: nn.Tanh()),
@@ -356,10 +358,10 @@ def test_inputs_of_other_kinds_and_errors_are_those_of_the_layers():
             model(batch())
 
 
-def test_a_device_without_a_kernel_has_members_called_one_by_one(monkeypatch, read):
-    monkeypatch.delitem(relu_drop_chain.readings.kernels, "cpu")
+def test_without_a_kernel_members_are_called_one_by_one(read):
     short, row = both()
-    assert np.array_equal(short(batch()).data, row(batch()).data)
+    with kernels_off():
+        assert np.array_equal(short(batch()).data, row(batch()).data)
     assert "relu_drop_chain" not in read
 
 

@@ -182,6 +182,14 @@ def test_a_model_of_layers_trains_as_on_the_cpu(make, strict):
 # ---- the suite passes what is right ----
 
 
+@pytest.mark.parametrize("scale", ["expected", "measured"])
+def test_masks_of_gyro_dropout_are_where_the_input_is(scale, strict):
+    drop, x = nn.GyroDropout(10, sigma=8, tau=4, scale=scale), np.ones((5, 6))
+    drop.schedule.clock = "hand"
+    (there,), (here,) = on(STRICT, [x]), on("cpu", [x])
+    equal(drop(there), drop(here), 1e-6)
+
+
 def test_the_suite_passes_numpy_and_prints_a_line_for_each_check(capsys):
     passed = check_backend("cpu")
     lines = capsys.readouterr().out.splitlines()

@@ -265,6 +265,15 @@ def _(torch):
     assert torch.from_dlpack(theirs).dtype == torch.bfloat16
 
 
+@differs("NumPy's functions of a tensor")
+def _(torch):
+    ours, theirs = Tensor([1.0, 3.0]), torch.tensor([1.0, 3.0])
+    assert np.mean(ours) == 2 and refuses(np.mean, theirs)
+    ours.requires_grad_()
+    theirs.requires_grad_()
+    assert refuses(np.array_equal, ours, [1, 3]) and not np.array_equal(theirs, [1, 3])
+
+
 @differs("`sign` of NaN")
 def _(torch):
     a = array(NAN, 1)

@@ -1,5 +1,8 @@
 "Methods as functions of a model: the seed's loop, the orders of arguments, what is kept."
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -72,6 +75,8 @@ def test_the_order_of_composer():
     assert schedule.iterations == 1960 and (schedule.sigma, schedule.tau) == (64, 8)
     assert [drop.p for drop in gyro(model)] == [0.25, 0.25]
     named = cf.apply_gyro_dropout(network(), iters_per_epoch=196, max_epoch=10)
+    assert [drop.block for drop in gyro(named)] == [1, 1]
+    assert gyro(cf.apply_gyro_dropout(network(), 5, 3, 1))[0].p == 1
     assert repr(gyro(named)[0].schedule) == (
         "GyroSchedule(sigma=256, tau=16, iterations=1960, order='random')"
     )
@@ -82,6 +87,8 @@ def test_the_order_of_composer():
     [
         ((0.5, 256, 16), {}, TypeError, "by position.*got 0.5 for iters_per_epoch"),
         ((512, 4, 196), {}, TypeError, "by position.*196 for p. Write names: .*sigma=512"),
+        ((0.5,), {}, TypeError, "by position.*got 0.5 for iters_per_epoch and None for p"),
+        ((5, 10, 1.5), {}, TypeError, "by position.*1.5 for p"),
         ((), {}, TypeError, "how many iterations has an epoch.*max_iteration=196"),
         ((5,), {"max_iteration": 5}, TypeError, "Give it once"),
         ((), {"max_iteration": 5, "sigma": 4, "tau": 512}, ValueError, "exchanged"),
@@ -139,7 +146,9 @@ def test_optimizers_lose_nothing():
 def test_no_dropout_is_a_warning_that_names_the_caller():
     for model in (nn.Sequential(nn.Linear(2, 2)), cf.apply_gyro_dropout(network(), 10)):
         with pytest.warns(NoEffectWarning, match="there is no Dropout") as caught:
+            hooks = repr(model._hooks and vars(model._hooks))
             assert cf.apply_gyro_dropout(model, 10) is model
+        assert repr(model._hooks and vars(model._hooks)) == hooks
         assert caught[0].filename == __file__
     assert len({id(drop.schedule) for drop in gyro(model)}) == 1
 
@@ -148,3 +157,24 @@ def test_the_two_functional_modules_tell_each_other_apart():
     import minima.nn.functional as F
 
     assert "minima.nn.functional" in cf.__doc__ and "minima.functional" in F.__doc__
+
+
+def test_doors_open_when_they_are_asked_for():
+    program = """
+import sys
+import minima as mi
+rooms = ("minima.trainer", "minima.algorithms", "minima.functional")
+assert not set(rooms) & sys.modules.keys()
+print(mi.functional.apply_gyro_dropout.__name__, mi.algorithms.GyroDropout.__name__)
+print(mi.trainer.Trainer.__name__)
+assert set(rooms) <= sys.modules.keys()
+from minima import *
+assert (trainer, algorithms, functional) == tuple(map(sys.modules.get, rooms))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["apply_gyro_dropout", "GyroDropout", "Trainer"], done.stderr
+
+
+def test_the_list_names_functions_of_modules_of_their_own():
+    for name in cf.__all__:
+        assert getattr(cf, name).__module__.startswith("minima.algorithms.")

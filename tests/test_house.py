@@ -33,7 +33,7 @@ ORDER = """
     testing.gradients init
     nn.module nn.functional.layers nn.functional.losses nn.functional nn.hooks nn.containers
     nn.layers nn.normalization nn.dropout nn.gyro nn.blockwise nn.losses nn.summary nn
-    optim.optimizers optim.adaptive optim.clipping optim.schedules optim.policies optim
+    optim.flat optim.optimizers optim.adaptive optim.clipping optim.schedules optim.policies optim
     testing.conformance testing
     data.datasets data.samplers data.loading data.collections data
     serialization

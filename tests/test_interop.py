@@ -2,12 +2,16 @@
 
 import copy
 import pickle
+from collections import OrderedDict, UserDict, UserList, defaultdict, deque, namedtuple
+from types import MappingProxyType
 
 import numpy as np
 import pytest
 
 import minima as mi
 from minima import nn
+from minima.autograd import checkpoint
+from minima.tensors import map_nest, map_tensors, tensors_in
 
 
 def test_numpy_and_a_tensor_share_memory_both_ways():
@@ -80,6 +84,100 @@ def test_a_copied_model_trains_on_and_leaves_the_first_alone(again):
     optimizer.step()
     assert first[0].weight.tolist() == before != second[0].weight.tolist()
     assert all(p.grad is None for p in first.parameters())
+
+
+# ---- NumPy's functions ----
+
+NUMPYS = {
+    "array_equal": lambda t: np.array_equal(t, t),
+    "array_equiv": lambda t: np.array_equiv([[1.0, 2.0, 4.0]], t),
+    "sum": lambda t: np.sum(t, axis=1),
+    "std": np.std,
+    "max": lambda t: np.max(t, keepdims=True),
+    "concatenate": lambda t: np.concatenate([t, np.ones((1, 3), "float32"), t]),
+    "where": lambda t: np.where(t > np.float32(1), t, 0),
+    "transpose": np.transpose,
+    "einsum": lambda t: np.einsum("ij,kj->ik", t, t),
+    "norm": lambda t: np.linalg.norm(t, axis=0),
+    "a keyword": lambda t: np.clip(t, 0, a_max=t / 2),
+}
+
+
+@pytest.mark.parametrize("name", NUMPYS)
+def test_numpys_functions_take_the_numbers_or_refuse(name):
+    numbers, f = np.float32([[1.0, 2.0, 4.0]] * 2), NUMPYS[name]
+    t = mi.Tensor(numbers)
+    got, expected = f(t), f(numbers)
+    assert (
+        type(got) is type(expected) and got.dtype == expected.dtype if name[:5] != "array" else got
+    )
+    np.testing.assert_array_equal(got, expected)
+    for leaf in (mi.Tensor(numbers, requires_grad=True), nn.Parameter(numbers)):
+        for graph in (leaf, leaf * 2):
+            with pytest.raises(RuntimeError, match="Tensor that requires grad.*detach"):
+                f(graph)
+
+
+def test_numpy_is_told_facts_in_a_graph_too():
+    t = nn.Parameter(np.ones((2, 3), "float32")) * 2
+    assert (np.shape(t), np.ndim(t), np.size(t)) == ((2, 3), 2, 6)
+    assert np.result_type(t, "float64") == "float64"
+
+
+def test_numpy_writes_where_it_is_told_to():
+    out = mi.Tensor(np.zeros(3))
+    np.sum(np.ones((2, 3)), axis=0, out=out)
+    assert out.tolist() == [2.0, 2.0, 2.0]
+
+
+# ---- nests ----
+
+Pair = namedtuple("Pair", "x y")
+T, U = mi.Tensor([1.0, 2.0]), mi.Tensor([3])
+
+
+class Named(dict):
+    "A dict with more to it."
+
+
+@pytest.mark.parametrize("nest, found", [
+    (T, [T]), ((T, U), [T, U]), ([U, (T, [U])], [U, T, U]), (Pair(T, [U]), [T, U]),
+    ({"b": T, "a": {3: (U,)}}, [T, U]), (OrderedDict(b=T, a=U), [T, U]),
+    (defaultdict(list, a=[T]), [T]), (Named(a=T), [T]), (UserDict({"a": T}), [T]),
+    (UserList([T, U]), [T, U]), (MappingProxyType({"a": T}), [T]), (deque([T], 3), [T]),
+    ("text", []), (b"bytes", []), (None, []), (3, []), ({1, 2}, []), ((), []), ([], []), ({}, []),
+    ((None, "a", [True, T], np.ones(2)), [T]), (range(2), []), (nn.ModuleList([nn.ReLU()]), []),
+])  # fmt: skip
+def test_nests_are_walked_and_keep_their_make(nest, found):
+    assert [*map(id, tensors_in(nest))] == [*map(id, found)]
+    same, other = map_tensors(lambda t: t, nest), map_tensors(lambda t: t * 2, nest)
+    assert type(other) is (list if isinstance(nest, range) else type(nest))
+    assert [t.tolist() for t in tensors_in(other)] == [(t * 2).tolist() for t in found]
+    assert [*map(id, tensors_in(nest))] == [*map(id, found)], "it has changed the nest"
+    assert repr(same) == repr(nest) or isinstance(nest, range)
+
+
+def test_leaves_are_whatever_is_no_nest():
+    leaves, array = [], np.ones((2, 2))
+    nest = {"a": [array, "text", b"b"], "b": (None, T, 3), "c": Pair({4}, 0.5)}
+    map_nest(leaves.append, nest)
+    assert leaves[:3] == [array, "text", b"b"] and leaves[4:] == [T, 3, {4}, 0.5]
+    assert map_nest(lambda leaf: 1, nest) == {"a": [1] * 3, "b": (1, 1, 1), "c": Pair(1, 1)}
+    default = map_tensors(lambda t: t, defaultdict(int, a=T))
+    assert default["missing"] == 0 and map_tensors(lambda t: t, deque([T], 3)).maxlen == 3
+
+
+@pytest.mark.parametrize(
+    "make", [Pair, lambda a, b: OrderedDict(b=b, a=[a]), lambda a, b: (a, "t", b)]
+)
+def test_a_checkpoint_returns_the_nest_that_its_function_returns(make):
+    x = mi.Tensor([1.0, 2.0], requires_grad=True)
+    out = checkpoint(lambda x: make(x * 2, x.exp()))(x)
+    assert type(out) is type(make(x, x)) and repr(make(1, 2)).count("OrderedDict") == (
+        repr(out).count("OrderedDict")
+    )
+    sum(t.sum() for t in tensors_in(out)).backward()
+    np.testing.assert_allclose(x.grad, 2 + np.exp([1.0, 2.0]), rtol=1e-6)
 
 
 # ---- shown ----

@@ -24,7 +24,7 @@ from minima.trainer import (
     Time,
     Timestamp,
 )
-from minima.trainer.batches import as_metrics, given_and_wanted, map_tensors, parts, rows
+from minima.trainer.batches import as_metrics, given_and_wanted, parts, rows
 from minima.trainer.events import run_event
 from minima.trainer.lints import after_backward, before_training
 
@@ -149,13 +149,6 @@ X, Y = mi.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), mi.tensor([0, 1, 0])
 def test_what_is_wanted_comes_last(batch, given, wanted):
     found = given_and_wanted(batch)
     assert [*map(id, found[0])] == [*map(id, given)] and found[1] is wanted
-
-
-def test_nests_keep_their_make():
-    nest = {"x": (X, [Y, "text"]), "n": 3}
-    made = map_tensors(lambda t: t + 1, nest)
-    assert made["x"][1][0].tolist() == [1, 2, 1] and made["x"][1][1] == "text" and made["n"] == 3
-    assert type(made["x"]) is tuple and rows(nest) == 3
 
 
 @pytest.mark.parametrize("batch", [(X, mi.tensor([1, 2])), "text", (), mi.tensor(3.0)])

@@ -68,9 +68,6 @@ EQUIVALENT = {
     "nn.hooks._coming: g if g.dtype == like.dtype else xp.astype(g, like.dtype) -> "
     "xp.astype(g, like.dtype)": FOR_SPEED,
     "tensors._widened: is_floating(t) and t in narrow -> is_floating(t)": FOR_SPEED,
-    "nn.blockwise._asked_once: last[0] is not g -> True": REMEMBERED,
-    "nn.blockwise._asked_once: last[0] -> last": REMEMBERED,
-    "nn.blockwise._asked_once: last[0] -> last[1]": REMEMBERED,
     "nn.blockwise._slope: xp.astype(wide, z.dtype) -> wide": MASKS,
     "nn.blockwise._slope: xp.astype(z > 0, z.dtype) -> (z > 0)": MASKS,
     "nn.blockwise._runs: -2 -> 0 (2)": "what comes last is never -1",

@@ -28,6 +28,7 @@ from .surgery import _warn_no_effect, replace
 from ..data import DataLoader
 from ..nn.blockwise import _skip_dropped
 from ..nn.dropout import Dropout
+from ..nn.functional.layers import _check_probability
 from ..nn.gyro import GyroDropout as GyroLayer
 from ..nn.gyro import GyroSchedule, _check_counts, _check_crowd
 from ..nn.module import _child_modules
@@ -78,7 +79,7 @@ def apply_gyro_dropout(
         return GyroSchedule(iterations, epochs, sigma, tau, order=schedule, generator=generator)
 
     def make(old):
-        if plans[-1].layers and not shared:
+        if plans[0].layers and not shared:
             plans.append(plan())
         own = dict(p=old.p if p is None else p, generator=generator or old.generator)
         return GyroLayer(block=block, schedule=plans[-1], scale=scale, **own)
@@ -145,6 +146,8 @@ class GyroDropout(Algorithm):
         _check_crowd(sigma, tau, schedule)
         counts = dict(max_iteration=max_iteration, max_epoch=max_epoch)
         _check_counts(**{name: n for name, n in counts.items() if n is not None})
+        if p is not None:
+            _check_probability("GyroDropout", p)
         self.max_iteration, self.max_epoch = max_iteration, max_epoch
         self.crowd = sigma, tau, schedule
         self.masks = dict(p=p, block=block, scale=scale, shared=shared, generator=generator)
@@ -186,8 +189,9 @@ class GyroDropout(Algorithm):
     def _plan(self, iterations):
         "Plan for so many `iterations`; None if that is not known yet."
         self.iterations = iterations
-        for schedule in self.schedules:
-            schedule.iterations = iterations or 1
+        if iterations:
+            for schedule in self.schedules:
+                schedule.iterations = iterations
 
     def state_dict(self):
         "The plan: for how many iterations it was made."

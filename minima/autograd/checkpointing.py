@@ -26,7 +26,6 @@ import functools
 from .reverse import _history, _walk_back
 from minima.autograd.tape import (
     _NO_SETTINGS,
-    Tensor,
     _edges,
     _next_order,
     _recorded,
@@ -35,6 +34,7 @@ from minima.autograd.tape import (
 )
 from ..operators import zeros_like
 from ..random import record_draws, replay_draws
+from ..tensors import map_tensors, tensors_in
 
 # %% ../../nbs/13_checkpointing.ipynb #c06f3c76
 def checkpoint(
@@ -49,32 +49,13 @@ def checkpoint(
         since = _next_order()
         with record_draws() as draws:
             out = function(*args, **kwargs)
-        found = {id(t): t for t in _tensors_in(out) if t.requires_grad and t._order >= since}
+        found = {id(t): t for t in tensors_in(out) if t.requires_grad and t._order >= since}
         inside = _Inside(lambda: function(*args, **kwargs), draws, list(found.values()), since)
-        arguments = _tensors_in((args, kwargs))
+        arguments = tensors_in((args, kwargs))
         anew = {k: inside.outlet(i, t.array, arguments) for i, (k, t) in enumerate(found.items())}
-        return _mapped(lambda t: anew.get(id(t), t), out)
+        return map_tensors(lambda t: anew.get(id(t), t), out)
 
     return run
-
-
-def _mapped(function, nest):
-    "`nest` with each Tensor in it replaced by what `function` makes of it."
-    if isinstance(nest, Tensor):
-        return function(nest)
-    if isinstance(nest, dict):
-        return {key: _mapped(function, part) for key, part in nest.items()}
-    if isinstance(nest, (tuple, list)):
-        parts = [_mapped(function, part) for part in nest]
-        return type(nest)(*parts) if hasattr(nest, "_fields") else type(nest)(parts)
-    return nest
-
-
-def _tensors_in(nest):
-    "The Tensors in `nest`, in order."
-    found = []
-    _mapped(found.append, nest)
-    return found
 
 # %% ../../nbs/13_checkpointing.ipynb #98740db0
 class _Inside:
@@ -90,7 +71,7 @@ class _Inside:
         "Compute the outputs once more, recorded, with the same random draws."
         self.since = _next_order()
         with enable_grad(), replay_draws(self.draws):
-            outputs = [t for t in _tensors_in(self.compute()) if t._order >= self.since]
+            outputs = [t for t in tensors_in(self.compute()) if t._order >= self.since]
         again = list({id(t): t for t in outputs if t.requires_grad}.values())
         if (shapes := [t.shape for t in again]) != self.shapes:
             raise RuntimeError(

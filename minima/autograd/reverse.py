@@ -116,13 +116,23 @@ def _walk_back(
         if free:
             t._edges = t._args = None
         for a, pull in edges:
-            ga = pull(g)
+            ga = pull(g) if a._order >= 0 else _pulled(pull, g, a)
             array = a.array
             if ga.shape != array.shape or ga.dtype is not array.dtype:
                 ga = _unbroadcast(ga, array)
             key = id(a)
             so_far = get(key)
             cotangents[key] = ga if so_far is None else so_far + ga
+
+
+def _pulled(pull, g, leaf):
+    "What `pull` makes of `g` for a leaf; in the home of its gradient, if there is one, and free."
+    home, code = getattr(leaf, "_home", None), getattr(pull, "__code__", None)
+    if home is None or code is None or code.co_varnames[1 : code.co_argcount] != ("out",):
+        return pull(g)
+    like = leaf.array
+    fits = home.shape == like.shape and home.dtype == like.dtype
+    return pull(g, home) if fits and getrefcount(home) == _AT_HOME else pull(g)
 
 
 def _read_again(t):
@@ -187,12 +197,11 @@ def _first_cotangent(output, gradient, as_tensor):
         return gradient  # with its own graph
     if array.__class__ is not like.__class__ or array.dtype != like.dtype:
         array = as_array(array, output.device, output.dtype)
-    if array.shape != like.shape:
-        if array.size != 1 or like.size != 1:
-            raise ShapeError(
-                f"the gradient has shape {array.shape}, but the output has shape {like.shape}"
-            )
-        array = backend_of(like).xp.reshape(array, like.shape)
+    if array.shape != like.shape and (array.size != 1 or like.size != 1):
+        raise ShapeError(
+            f"the gradient has shape {array.shape}, but the output has shape {like.shape}"
+        )
+    array = backend_of(like).xp.reshape(array, like.shape)  # an object of this walk's own
     return wrap(array) if as_tensor else array
 
 
@@ -211,11 +220,14 @@ def _accumulate(leaf, g):
         and getrefcount(g) == _ALONE
     ):
         leaf.grad = wrap(g)
+    elif g is getattr(leaf, "_home", None):
+        leaf.grad = wrap(g)
     else:  # a view, a scalar, or numbers that somebody else holds, too
         leaf.grad = wrap(backend_of(leaf.array).copy(g))
 
 
 _ALONE = (lambda g: getrefcount(g))(object())  # what it counts for what only its argument holds
+_AT_HOME = _ALONE + 1  # and for what one thing besides holds
 
 # %% ../../nbs/03_reverse.ipynb #7bc36aea
 class HookHandle:

@@ -26,10 +26,9 @@ which is no part of a loader's state.
 """
 
 # %% ../../nbs/37_loading.ipynb #7df491c5
-from collections.abc import Mapping, MutableMapping, MutableSequence, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from contextvars import copy_context
-from copy import copy
 from functools import cached_property
 from queue import SimpleQueue
 from sys import is_finalizing
@@ -43,6 +42,7 @@ from .datasets import Subset, TensorDataset
 from .samplers import BatchSampler, RandomSampler, SequentialSampler
 from ..operators import stack
 from ..random import Generator, as_generator, fork_rng
+from ..tensors import like_nest, map_nest
 
 # %% ../../nbs/37_loading.ipynb #9a93f5f1
 # ---- batches ----
@@ -52,21 +52,6 @@ def _is_array(x):
     "Whether `x` is an array of numbers, of whatever library."
     text = isinstance(x, np.ndarray | np.generic) and x.dtype.kind in "OSU"
     return not text and (hasattr(x, "__array__") or hasattr(x, "__dlpack__"))
-
-
-def _like(nest, parts):
-    "A nest of the make of `nest`, from a dict or list of other `parts`; those, if it cannot be."
-    if hasattr(nest, "_fields"):  # a namedtuple
-        return type(nest)(*parts)
-    try:
-        if not isinstance(nest, MutableMapping | MutableSequence):
-            return type(nest)(parts)
-        made = copy(nest)  # it may have more to it than its parts, such as a default
-        for key, part in parts.items() if isinstance(parts, dict) else enumerate(parts):
-            made[key] = part
-        return made
-    except TypeError:
-        return parts
 
 
 def collate(
@@ -87,11 +72,13 @@ def collate(
     if isinstance(first, Mapping):
         if any(sample.keys() != first.keys() for sample in samples):
             raise ValueError(f"samples of one batch differ: not all have the keys {list(first)}")
-        return _like(first, {key: collate([sample[key] for sample in samples]) for key in first})
+        return like_nest(
+            first, {key: collate([sample[key] for sample in samples]) for key in first}
+        )
     if isinstance(first, Sequence):
         if any(len(sample) != len(first) for sample in samples):
             raise ValueError(f"samples of one batch differ: not all have {len(first)} parts")
-        return _like(first, [collate(column) for column in map(list, zip(*samples))])
+        return like_nest(first, [collate(column) for column in map(list, zip(*samples))])
     raise TypeError(f"cannot make a batch of {type(first).__name__}; give DataLoader a collate_fn")
 
 
@@ -99,15 +86,12 @@ def convert(
     sample,  # anything
 ):
     "One `sample` as it is, but for its arrays, which become Tensors; nests keep their make."
-    if isinstance(sample, Tensor | str | bytes):
-        return sample
-    if _is_array(sample):
-        return Tensor(sample)
-    if isinstance(sample, Mapping):
-        return _like(sample, {key: convert(value) for key, value in sample.items()})
-    if isinstance(sample, Sequence):
-        return _like(sample, [convert(value) for value in sample])
-    return sample
+    return map_nest(_converted, sample)
+
+
+def _converted(leaf):
+    "`leaf`, as a Tensor if it is an array."
+    return Tensor(leaf) if _is_array(leaf) and not isinstance(leaf, Tensor) else leaf
 
 # %% ../../nbs/37_loading.ipynb #771ca056
 # ---- loading ahead ----

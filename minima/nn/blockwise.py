@@ -27,9 +27,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..autograd import Tensor, op
+from ..autograd.tape import Tensor, asked_once, op
 from ..backend import backend_of
-from .containers import Sequential
+from .containers import Sequential, _applied
 from .gyro import GyroDropout
 from .layers import Linear, ReLU
 from .module import _child_modules
@@ -155,18 +155,6 @@ def _outer(parts, cotangents, meetings, out):
     return out
 
 # %% ../../nbs/26_blockwise.ipynb #7d335f6b
-def _asked_once(function):
-    "`function` of a cotangent, computed once for all pullbacks that ask with the same one."
-    last = [None, None]
-
-    def ask(g):
-        if last[0] is not g:
-            last[:] = g, function(g)
-        return last[1]
-
-    return ask
-
-
 @relu_drop_chain.kernel("cpu")
 def _by_tiles(xp, *arrays, blocks, ps):
     "`relu_drop_chain`, tile by tile of the weights, each with the rows that need it."
@@ -205,7 +193,7 @@ def _by_tiles(xp, *arrays, blocks, ps):
 
     behind = [lambda g: [g]]  # functions of `g`, the cotangent behind the last product
     for i in reversed(range(len(biases))):
-        behind.insert(0, _asked_once(lambda g, i=i, after=behind[0]: hidden(i, after(g))))
+        behind.insert(0, asked_once(lambda g, i=i, after=behind[0]: hidden(i, after(g))))
     pullbacks = [lambda g: before(0, behind[0](g))[0]]
     for i, ask in enumerate(behind):
         pullbacks.append(lambda g, i=i, ask=ask: by_weight(i, ask(g)))
@@ -216,9 +204,9 @@ def _by_tiles(xp, *arrays, blocks, ps):
 # ---- the container ----
 
 
-def _is_row(linear, relu, drop, behind):
-    "Whether these four neighbours are of the kinds that can be computed together."
-    return [*map(type, (linear, relu, drop, behind))] == [Linear, ReLU, GyroDropout, Linear]
+def _is_row(members):
+    "Whether the first four of `members` are of the kinds that can be computed together."
+    return [*map(type, members[:4])] == [Linear, ReLU, GyroDropout, Linear]
 
 
 def _is_open(linear, relu, drop, behind):
@@ -231,7 +219,7 @@ def _is_open(linear, relu, drop, behind):
         and linear.bias is not None
         and linear.out_features == behind.in_features
         and linear.weight.dtype == linear.bias.dtype == behind.weight.dtype
-        and all(module._hooks is None for module in (linear, relu, drop, behind))
+        and all(m._hooks is None and "forward" not in vars(m) for m in (linear, relu, drop, behind))
     )
 
 
@@ -241,24 +229,29 @@ class GyroSequential(Sequential):
     worth = 2**20  # multiplications in a whole tile, from which on skipping pays
 
     def forward(self, x):
-        members = [*self]
+        members, waiting = [*self], []
         while members:
+            if _is_row(members):
+                x, waiting = _applied(waiting, x), []
             n = self._span(members, x)
-            x = members[0](x) if n == 1 else self._together(members[:n], x)
+            if n == 1:
+                waiting.append(members[0])
+            else:
+                x = self._together(members[:n], x)
             members = members[n:]
-        return x
+        return _applied(waiting, x)
 
     def _span(self, members, x):
         "How many of the first `members` can, and should, be computed together for the input `x`."
         first, n = members[0], 1
-        while len(four := members[n - 1 : n + 3]) == 4 and _is_row(*four) and _is_open(*four):
+        while _is_row(members[n - 1 :]) and _is_open(*members[n - 1 : n + 3]):
             n += 3
         fits = n == 1 or (
             isinstance(x, Tensor)
             and x.ndim == 2
             and x.shape[1] == first.in_features
             and x.dtype == first.weight.dtype
-            and x.device.type in relu_drop_chain.readings.kernels
+            and relu_drop_chain.readings.kernels.find(x.device.type) is not None
             and all(
                 len(x) * min(drop.block, linear.out_features) ** 2 >= self.worth
                 for linear, drop in zip(members[::3], members[2:n:3])
@@ -288,5 +281,5 @@ def _skip_dropped(model):
     "Let each Sequential in `model` that has a row to compute together be a GyroSequential."
     for module in _child_modules(model):
         members = [*module] if type(module) is Sequential else []
-        if any(map(_is_row, members, members[1:], members[2:], members[3:])):
+        if any(_is_row(members[i:]) for i in range(len(members))):
             module.__class__ = GyroSequential

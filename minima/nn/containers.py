@@ -110,6 +110,28 @@ class _Members(tuple):
         return _child_modules(self.owner)
 
 
+def _trait(module, name):
+    "What the very class of `module` says under `name`, unless calls of it are watched or changed."
+    if name in type(module).__dict__ and module._hooks is None and "forward" not in vars(module):
+        return getattr(module, name)
+
+
+def _applied(modules, x):
+    "What `modules` make of `x`, one after the other."
+    before = None  # a module that can do the activation behind it as well
+    for module in modules:
+        if before is not None:
+            bend = _trait(module, "_bend")
+            x, before = before(x, bend), None
+            if bend:
+                continue
+        if _trait(module, "_bends"):
+            before = module
+        else:
+            x = module(x)
+    return x if before is None else before(x)
+
+
 class Sequential(_Sequence):
     "Modules applied one after the other; `.modules` is the tuple of them."
 
@@ -122,9 +144,7 @@ class Sequential(_Sequence):
             self._items = dict(modules[0])
 
     def forward(self, x):
-        for module in self._items.values():
-            x = module(x)
-        return x
+        return _applied(self._items.values(), x)
 
     @property
     def modules(self) -> tuple:

@@ -35,6 +35,8 @@ from .module import Module, Parameter
 class Linear(Module):
     "`x @ weight + bias` over the last axis of `x` (..., in_features); gives (..., out_features)."
 
+    _bends = True
+
     def __init__(
         self,
         in_features,  # the size of the last axis of what comes in
@@ -49,8 +51,12 @@ class Linear(Module):
         self.weight = Parameter(init.rand(in_features, out_features, **how))
         self.bias = Parameter(init.rand(1, out_features, **how)) if bias else None
 
-    def forward(self, x):
-        return F.linear(x, self.weight, self.bias)
+    def forward(
+        self,
+        x,  # (..., in_features)
+        activation=None,  # a name: what the result goes through, in the same operation
+    ):
+        return F.linear(x, self.weight, self.bias, activation)
 
     def extra_repr(self):
         has_bias = self.bias is not None
@@ -77,6 +83,8 @@ class Flatten(Module):
 class ReLU(Module):
     "`max(x, 0)`, elementwise."
 
+    _bend = "relu"
+
     def __init__(
         self,
         inplace=False,  # accepted, as PyTorch has it; the result is a new Tensor in any case
@@ -93,6 +101,8 @@ class ReLU(Module):
 class Sigmoid(Module):
     "$1 / (1 + e^{-x})$, elementwise: between 0 and 1."
 
+    _bend = "sigmoid"
+
     def forward(self, x):
         return F.sigmoid(x)
 
@@ -100,12 +110,16 @@ class Sigmoid(Module):
 class Tanh(Module):
     "The hyperbolic tangent, elementwise: between -1 and 1."
 
+    _bend = "tanh"
+
     def forward(self, x):
         return F.tanh(x)
 
 
 class GELU(Module):
     "`x` times the normal distribution function of `x`, elementwise. arXiv 1606.08415."
+
+    _bend = property(lambda self: "gelu" if self.approximate == "none" else None)
 
     def __init__(
         self,
@@ -139,6 +153,8 @@ class LeakyReLU(Module):
 
 class SiLU(Module):
     "`x` times the logistic function of `x`, elementwise. arXiv 1606.08415."
+
+    _bend = "silu"
 
     def __init__(
         self,

@@ -33,11 +33,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from html import escape
 
-from ..autograd import Tensor, no_grad
+from ..autograd import no_grad
 from ..autograd.tape import read_through
 from ..backend import backend_of
 from .module import Module, _child_modules
 from ..random import Generator, default_generator
+from ..tensors import tensors_in
 
 # %% ../../nbs/28_summary.ipynb #c1dfc57a
 _PRODUCTS = {  # the multiply-adds of a rule, from its value and its arrays
@@ -190,7 +191,7 @@ def summary(
     found = [(path, module) for path, module in model.named_modules()]
     rows = {id(module): Row(path, type(module).__name__) for path, module in found}
     seen = _count_parameters(found, rows)
-    outputs = {id(t): t for t in _tensors((args, kwargs))}
+    outputs = {id(t): t for t in tensors_in((args, kwargs))}
     at_work = [rows[id(model)]]
 
     def enter(module, args):
@@ -199,8 +200,8 @@ def summary(
     def leave(module, args, out):
         row = at_work.pop()
         row.calls += 1
-        row.shapes = [t.shape for t in _tensors(out)]
-        new = {id(t): t for t in _tensors(out) if id(t) not in outputs}
+        row.shapes = [t.shape for t in tensors_in(out)]
+        new = {id(t): t for t in tensors_in(out) if id(t) not in outputs}
         row.bytes += sum(map(_bytes, new.values()))
         outputs.update(new)
 
@@ -236,15 +237,6 @@ def _count_parameters(found, rows):
 def _bytes(t):
     "How many bytes the numbers of the Tensor `t` take."
     return t.size * t.dtype.itemsize
-
-
-def _tensors(value):
-    "The Tensors in `value`, a nest of lists, tuples and dicts."
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple, dict)):
-        for inner in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(inner)
 
 
 Module.summary = summary

@@ -207,6 +207,23 @@ def arange(n):
 
 Tensor.namespace = sys.modules[__name__]
 
+# %% ../../nbs/10_operators.ipynb #8685679e
+# ---- kernels ----
+
+for _op in (
+    cross_entropy,
+    gelu,
+    leaky_relu,
+    linear,
+    log_softmax,
+    relu,
+    sigmoid,
+    silu,
+    softmax,
+    tanh,
+):
+    _op.kernel("cpu", "minima.kernels.cpu")
+
 # %% ../../nbs/10_operators.ipynb #ea3ebfd3
 # ---- methods and operators of Tensor ----
 

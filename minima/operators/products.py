@@ -19,8 +19,8 @@ the composition would overflow or divide 0 by 0.
 import string
 from math import prod
 
-from ..autograd.tape import ShapeError, op
-from .elementwise import multiply
+from ..autograd.tape import ShapeError, asked_once, op
+from .elementwise import gelu, multiply, relu, sigmoid, silu, tanh
 from .indexing import getitem
 from .reductions import log_softmax, summation
 from .shapes import _tensor, permute, reshape
@@ -83,22 +83,28 @@ def _check_vectors(name, *vectors):
         raise ShapeError(f"{name} takes two vectors; these shapes are {shapes[0]} and {shapes[1]}")
 
 
+_ACTIVATIONS = dict(relu=relu, gelu=gelu, silu=silu, sigmoid=sigmoid, tanh=tanh)
+
+
 @op
-def linear(xp, x, weight, bias=None):
-    "`x @ weight + bias` for `x` (..., in), `weight` (in, out), `bias` (out,) or (1, out) or None."
+def linear(xp, x, weight, bias=None, *, activation=None):
+    "`activation`, by name, of `x @ weight + bias`: (..., in), (in, out), (out,) or (1, out)."
     y = xp.matmul(x, weight)
+    y = y if bias is None else y + bias
 
     def by_weight(g):
         rows = x if x.ndim == 2 else xp.reshape(x, (-1, weight.shape[0]))
         cotangents = g if g.ndim == 2 else xp.reshape(g, (-1, weight.shape[1]))
         return xp.matmul(xp.swapaxes(rows, 0, 1), cotangents)
 
-    return (
-        y if bias is None else y + bias,
-        lambda g: xp.matmul(g, xp.swapaxes(weight, 0, 1)),
-        by_weight,
-        lambda g: g,
-    )
+    pulls = lambda g: xp.matmul(g, xp.swapaxes(weight, 0, 1)), by_weight, lambda g: g
+    if activation is None:
+        return y, *pulls
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation is one of {[*_ACTIVATIONS]}, not {activation!r}")
+    y, bend = _ACTIVATIONS[activation].rule(xp, y)
+    bend = asked_once(bend)
+    return y, *[lambda g, pull=pull: pull(bend(g)) for pull in pulls]
 
 # %% ../../nbs/08_products.ipynb #50edaa23
 # ---- einsum ----

@@ -21,6 +21,7 @@ What is left out: sparse gradients, and PyTorch's settings for speed (`foreach`,
 from math import sqrt
 
 from ..backend import backend_of
+from .flat import elementwise
 from .optimizers import Optimizer, _fractions, _not_negative, _zeros
 
 # %% ../../nbs/30_adaptive.ipynb #48f9c473
@@ -185,6 +186,7 @@ class AdaGrad(Optimizer):
         names = ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")
         _not_negative(group, *names)
 
+    @elementwise
     def update(self, p, g, state, group):
         if not state:
             _zeros(p, state, "sum")[0][...] = group["initial_accumulator_value"]
@@ -217,6 +219,7 @@ class RMSProp(Optimizer):
     def check(self, group):
         _not_negative(group, "lr", "eps", "momentum", "weight_decay", "alpha")
 
+    @elementwise
     def update(self, p, g, state, group):
         state["step"] = state.get("step", 0) + 1
         (s,) = _zeros(p, state, "square_avg")
@@ -253,6 +256,7 @@ class NAdam(Optimizer):
         _not_negative(group, "lr", "eps", "weight_decay", "momentum_decay")
         _fractions(group["betas"])
 
+    @elementwise
     def update(self, p, g, state, group):
         state["step"] = t = state.get("step", 0) + 1
         m, v = _zeros(p, state, "exp_avg", "exp_avg_sq")
@@ -286,6 +290,7 @@ class RAdam(Optimizer):
         _not_negative(group, "lr", "eps", "weight_decay")
         _fractions(group["betas"])
 
+    @elementwise
     def update(self, p, g, state, group):
         state["step"] = t = state.get("step", 0) + 1
         m, v = _zeros(p, state, "exp_avg", "exp_avg_sq")

@@ -17,8 +17,8 @@ What always holds:
 
 - the numbers are PyTorch's, step for step;
 - a parameter that is listed twice takes one step, and one without a gradient takes none;
-- the array of a parameter stays the same object, and a `float32` parameter stays `float32`, with
-  all that is remembered about it;
+- a parameter is changed in place: an array or a view that somebody holds sees it; and a `float32`
+  parameter stays `float32`, with all that is remembered about it;
 - nothing here is recorded for differentiation.
 
 What is left out: closures (an optimizer that evaluates the model several times per step), and
@@ -30,6 +30,7 @@ from math import sqrt
 
 from ..autograd import Tensor, tensor, wrote
 from ..backend import backend_of
+from .flat import Bundles, elementwise
 
 # %% ../../nbs/29_optimizers.ipynb #fa10b473
 # ---- the mathematics, on arrays ----
@@ -149,6 +150,7 @@ class Optimizer:
         defaults: dict,  # settings by name, `"lr"` among them
     ):
         self.defaults, self.state, self.param_groups = defaults, {}, []
+        self._bundles = Bundles()
         for group in _as_groups(params):
             self.add_param_group(group)
 
@@ -178,10 +180,13 @@ class Optimizer:
     def step(self):
         "Take one step with every parameter that has a gradient."
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self.update(p.array, p.grad.array, self.state.setdefault(p, {}), group)
-                    wrote(p.array, "an optimizer's step()")
+            ready = [p for p in group["params"] if p.grad is not None]
+            ready = {p: self.state.setdefault(p, {}) for p in ready}
+            if getattr(self.update, "elementwise", False):
+                self._bundles.step(ready, self.update, group)
+            for p, state in ready.items():
+                self.update(p.array, p.grad.array, state, group)
+                wrote(p.array, "an optimizer's step()")
 
     def zero_grad(self):
         "Forget all gradients."
@@ -305,6 +310,7 @@ class SGD(Optimizer):
                 f"got momentum={group['momentum']} and dampening={group['dampening']}"
             )
 
+    @elementwise
     def update(self, p, g, state, group):
         first, buffer = "momentum_buffer" not in state, None
         if group["momentum"]:
@@ -340,6 +346,7 @@ class Adam(Optimizer):
         _not_negative(group, "lr", "eps", "weight_decay")
         _fractions(group["betas"])
 
+    @elementwise
     def update(self, p, g, state, group):
         state["step"] = t = state.get("step", 0) + 1
         m, v = _zeros(p, state, "exp_avg", "exp_avg_sq")

@@ -202,13 +202,13 @@ class LRFinder(Callback):
         if not 0 < low < high or batches < 2:
             raise ValueError(f"rates grow from low to high; got {low}, {high}, {batches} batches")
         self.low, self.high, self.batches, self.smooth = low, high, batches, smooth
-        self.rates, self.losses = [], []
+        self.rates, self.losses, self._saved = [], [], None
 
     def fit_start(self, state):
         self.rates, self.losses, self._mean = [], [], 0.0
         model = {path: t.numpy().copy() for path, t in state.model.state_dict().items()}
         optimizers = [o.state_dict() for o in state.optimizers]
-        self._saved = model, optimizers, default_generator.get_state()
+        self._saved = state, model, optimizers, default_generator.get_state()
 
     def batch_start(self, state):
         done = len(self.rates)
@@ -229,11 +229,16 @@ class LRFinder(Callback):
             state.stop("the test of rates is over")
 
     def fit_end(self, state):
-        model, optimizers, draws = self._saved
-        state.model.load_state_dict(model)
-        for optimizer, saved in zip(state.optimizers, optimizers):
-            optimizer.load_state_dict(saved)
-        default_generator.set_state(draws)
+        self.close()
+
+    def close(self):
+        "Put everything back; an error has left the search before its end."
+        if self._saved is not None:
+            (state, model, optimizers, draws), self._saved = self._saved, None
+            state.model.load_state_dict(model)
+            for optimizer, saved in zip(state.optimizers, optimizers):
+                optimizer.load_state_dict(saved)
+            default_generator.set_state(draws)
 
     @property
     def suggestion(self) -> float:

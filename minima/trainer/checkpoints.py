@@ -38,6 +38,7 @@ import numpy as np
 from ..autograd import Tensor
 from ..random import Generator, default_generator
 from ..serialization import load, load_metadata, save
+from .events import blaming
 from .loggers import History
 from .time import Timestamp
 
@@ -207,11 +208,14 @@ def in_folder(
     for path in sorted(Path(folder).glob("*.safetensors")):
         try:
             remarks = load_metadata(path)
-        except ValueError as error:
+            if _REMARK not in remarks:
+                load(path)  # are these other tensors, or is it a remark that is damaged?
+            elif not remarks.get("batch", "0").isdecimal():
+                raise ValueError(f"cannot load {path}: its batch is {remarks['batch']!r}")
+            elif run_name in (None, remarks.get("run_name")):
+                found.append((int(remarks.get("batch", 0)), path))
+        except (OSError, ValueError) as error:
             warn(f"{error}; it is not used", stacklevel=3)
-            continue
-        if _REMARK in remarks and run_name in (None, remarks.get("run_name")):
-            found.append((int(remarks.get("batch", 0)), path))
     return [path for _, path in sorted(found, reverse=True)]
 
 
@@ -224,8 +228,8 @@ def newest(
     for i, path in enumerate(paths):
         try:
             return paths[i:], load_tree(path)
-        except ValueError as error:
-            warn(f"{error}; the checkpoint before it is used", stacklevel=3)
+        except (OSError, ValueError) as error:
+            warn(f"{error}; it is not used", stacklevel=3)
     return [], None
 
 # %% ../../nbs/44_checkpoints.ipynb #6eca322d
@@ -245,7 +249,25 @@ class Folder:
         self.filename, self.keep, self.run_name = filename, keep, run_name
         self.kept, self.saved_at = [], None  # paths, and the batch of the last one
         if path is not None:
+            self.target(Timestamp())  # so that a bad name is noticed now
             self.path.mkdir(parents=True, exist_ok=True)
+
+    def target(
+        self,
+        now,  # a Timestamp
+    ):
+        "The path of the checkpoint of `now`. Raises ValueError if `filename` makes no such name."
+        names = {"epoch": now.epoch, "batch": now.batch, "run_name": self.run_name}
+        try:
+            name = self.filename.format(**names)
+        except (IndexError, KeyError, ValueError):
+            name = ""
+        if not name.endswith(".safetensors"):
+            raise ValueError(
+                f"save_filename takes {{epoch}}, {{batch}} and {{run_name}}, and ends with"
+                f" '.safetensors'; got {self.filename!r}"
+            )
+        return self.path / name
 
     def begin(
         self,
@@ -275,13 +297,9 @@ class Folder:
         "Write `tree`, and delete what is not to be kept. Returns the path."
         if path is None and self.path is None:
             raise ValueError("a checkpoint goes into save_folder, or to a path: name one")
-        names = {"epoch": now.epoch, "batch": now.batch, "run_name": self.run_name}
-        target = self.path / self.filename.format(**names) if path is None else path
-        try:
+        target = self.target(now) if path is None else path
+        with blaming(f"the checkpoint of {now}; what was saved before is whole"):
             save_tree(tree, target, {"batch": str(now.batch), "run_name": self.run_name or ""})
-        except Exception as error:
-            error.add_note(f"This was the checkpoint of {now}; what was saved before is whole.")
-            raise
         if path is None:
             self.saved_at = now.batch
             self.kept = [other for other in self.kept if other != target] + [target]

@@ -126,9 +126,9 @@ class _FileLogger(Callback):
 
     def close(self):
         "Close the file; it is opened again if need be."
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None  # also if the rest cannot be written
+        if file is not None:
+            file.close()
 
     def _open(self):
         "Open the file behind those lines that are to be kept."
@@ -144,7 +144,7 @@ class _FileLogger(Callback):
             lines.append(line)
         self._file = open(self.path, "w", encoding="utf-8")
         self._file.write("".join(line + "\n" for line in lines))
-        self._kept = inf
+        self._kept = sys.maxsize  # less than inf, so half a line is never kept
 
 
 class JSONLLogger(_FileLogger):

@@ -14,13 +14,16 @@ the model's own (`model.loss(outputs, targets)`) or else cross-entropy, the opti
 else is keywords.
 
 After each batch, in this order: the step, BATCH_END, an evaluation if one is due, EPOCH_END if the
-epoch is over, schedules, a checkpoint if one is due.
+epoch is over, schedules, a checkpoint if one is due. What an error leaves undone of this is owed:
+the next `fit`, or training that is resumed, begins with it.
 
 What always holds:
 
 - training that was killed and is resumed from a checkpoint, in the middle of an epoch, too, ends in
   the same bits as training that was not;
 - `fit` ends between two steps, for whatever reason, and when it is called again goes on from there;
+- an error in whatever was handed in leaves a model in training mode, of whose batches each one was
+  learned from once or not at all, and says whose it was and when;
 - gradients that are accumulated are the gradient of the whole batch;
 - an evaluation records nothing, changes no weights, and leaves every layer in the mode it was in.
 
@@ -28,52 +31,32 @@ What is left out: several processes, mixed precision, the 30 other settings of C
 """
 
 # %% ../../nbs/46_trainer.ipynb #5c4de1f0
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from warnings import warn
 
-from ..nn import CrossEntropyLoss
 from ..optim import AdamW, OneCycleLR, ReduceLROnPlateau
 from ..random import manual_seed
+from ..tensors import map_tensors
 from minima.trainer.batches import (
     Feed,
     as_metrics,
+    check_loader,
     evaluate,
     given_and_wanted,
-    map_tensors,
+    listed,
+    loss_of,
     parts,
     predict,
     rows,
 )
 from .checkpoints import Folder, load_tree, newest, restore, snapshot
-from .events import CtrlC, Event, State, run_event
+from .events import CtrlC, Event, State, blaming, run_event
 from .lints import after_backward, before_training
 from .loggers import History, ProgressBar
 from .time import Time
-
-# %% ../../nbs/46_trainer.ipynb #d548d22e
-# ---- arguments ----
-
-
-def _listed(things):
-    "`things` as a list: None is none, a single one is one."
-    if things is None:
-        return []
-    return list(things) if isinstance(things, list | tuple) else [things]
-
-
-def _check_loader(name, loader):
-    "Raise TypeError for what cannot be looped over, or has no length."
-    if loader is not None and not (hasattr(loader, "__iter__") and hasattr(loader, "__len__")):
-        kind = type(loader).__name__
-        raise TypeError(f"{name} should be a DataLoader, or a list of batches; got a {kind}")
-
-
-def _loss_of(model):
-    "How outputs and targets are compared if nobody says so."
-    own = getattr(model, "loss", None)
-    return own if callable(own) else CrossEntropyLoss()
 
 # %% ../../nbs/46_trainer.ipynb #1e21a02d
 class Trainer:
@@ -110,8 +93,8 @@ class Trainer:
         autoresume=False,  # whether to go on from the newest checkpoint in `save_folder`, if any
         run_name=None,  # whose checkpoints these are, where several runs share a folder
     ):
-        _check_loader("train_dataloader", train_dataloader)
-        _check_loader("eval_dataloader", eval_dataloader)
+        check_loader("train_dataloader", train_dataloader)
+        check_loader("eval_dataloader", eval_dataloader)
         if grad_accumulation < 1:
             raise ValueError(f"grad_accumulation is at least 1; got {grad_accumulation}")
         if seed is not None:
@@ -122,11 +105,11 @@ class Trainer:
         progress = [ProgressBar(progress_bar != "lines")] if progress_bar else []
         self.state = state = State(
             model=model if device is None else model.to(device),
-            loss_fn=loss_fn or _loss_of(model),
-            optimizers=_listed(optimizers),
-            algorithms=_listed(algorithms),
-            callbacks=_listed(callbacks),
-            loggers=_listed(loggers) + progress,
+            loss_fn=loss_fn or loss_of(model),
+            optimizers=listed(optimizers),
+            algorithms=listed(algorithms),
+            callbacks=listed(callbacks),
+            loggers=listed(loggers) + progress,
             train_dataloader=train_dataloader,
             eval_dataloader=eval_dataloader,
             max_duration=None if max_duration is None else Time(max_duration).of(None),
@@ -134,6 +117,7 @@ class Trainer:
         )
         self.eval_interval, self.save_interval = Time(eval_interval), Time(save_interval)
         self._running = {"loss": 0.0, "rows": 0, "metrics": {}}  # of the epoch
+        self._owed = []  # what is still to be done before the next step
         self._feed, self._before, self._ctrl_c = Feed(train_dataloader), state.timestamp, CtrlC()
         self._folder = Folder(save_folder, save_filename, save_num_checkpoints_to_keep, run_name)
         run_event(Event.INIT, state)
@@ -146,7 +130,7 @@ class Trainer:
         if not state.optimizers and state.train_dataloader is not None:
             state.optimizers = [AdamW(state.model.parameters())]
             print("Trainer: no optimizers given, so AdamW(lr=0.001)")
-        for schedule in _listed(schedulers):
+        for schedule in listed(schedulers):
             is_made = hasattr(schedule, "optimizer")
             state.schedulers.append(schedule if is_made else schedule(state.optimizers[0]))
         self._intervals = [
@@ -174,19 +158,19 @@ class Trainer:
         state.model.train()
         if self.lint:
             _tell(before_training(state.model, state.loss_fn, state.optimizers))
-        try:
-            with self._ctrl_c:
-                run_event(Event.FIT_START, state)
-                while not self._finished():
-                    self._epoch()
-                if state.timestamp.batch_in_epoch and self._running["rows"]:
-                    self._add_row()
-                run_event(Event.FIT_END, state)
-        finally:
+        with self._ctrl_c, ExitStack() as stack:
             for thing in (*state.callbacks, *state.loggers):
-                getattr(thing, "close", lambda: None)()
-        if self._folder.path is not None and self._folder.saved_at != state.timestamp.batch:
-            self.save_checkpoint()
+                stack.callback(getattr(thing, "close", lambda: None))
+            stack.enter_context(blaming(lambda: f"in {state.timestamp}; fit() goes on from there"))
+            run_event(Event.FIT_START, state)
+            self._settle()
+            while not self._finished():
+                self._epoch()
+            if state.timestamp.batch_in_epoch and self._running["rows"]:
+                self._add_row()
+            run_event(Event.FIT_END, state)
+            if self._folder.path is not None and self._folder.saved_at != state.timestamp.batch:
+                self.save_checkpoint()
         if state.stop_reason:
             print(f"Trainer: stopped in {state.timestamp}: {state.stop_reason}")
 
@@ -238,10 +222,11 @@ class Trainer:
             if not self._step(batch):
                 return
             if state.timestamp.batch_in_epoch < state.timestamp.epoch_batches:
-                self._between()
+                self._settle()
                 if self._finished():
                     return
-        self._between(epoch_ends=True)
+        self._owed = self._owed or self._due(epoch_ends=True)  # a loader may end before it says
+        self._settle()
 
     def _step(self, batch):
         "Learn from `batch`. Returns False if it was given up, before the step."
@@ -255,9 +240,12 @@ class Trainer:
         for state.batch, part in parts(whole, self.grad_accumulation):
             share = 1.0 if is_sum else part
             run_event(Event.BEFORE_FORWARD, state)
-            state.outputs = state.model(*given_and_wanted(state.batch)[0])
+            given, wanted = given_and_wanted(state.batch)
+            with blaming("the model"):
+                state.outputs = state.model(*given)
             run_event(Event.AFTER_FORWARD, state)
-            state.loss = state.loss_fn(state.outputs, given_and_wanted(state.batch)[1])
+            with blaming("the loss function"):
+                state.loss = state.loss_fn(state.outputs, wanted)
             run_event(Event.AFTER_LOSS, state)
             if state.stop_reason:
                 return False
@@ -275,41 +263,56 @@ class Trainer:
         self._running["loss"] += total * size
         self._running["rows"] += size
         self._before = state.timestamp
-        state.timestamp = state.timestamp.next_batch(size, perf_counter() - start)
+        state.timestamp = now = state.timestamp.next_batch(size, perf_counter() - start)
+        self._owed = self._due(epoch_ends=now.batch_in_epoch >= now.epoch_batches)
         state.log({"loss": total})
         run_event(Event.BATCH_END, state)
         state.batch = state.outputs = None
         return True
 
-    def _between(self, epoch_ends=False):
-        "What is due between two steps."
-        state, now = self.state, self.state.timestamp
-        last = now.reached(state.max_duration)
-        if state.eval_dataloader is not None and (last or self._due(self.eval_interval)):
-            self._evaluate()
+    def _due(self, epoch_ends):
+        "What is to be done before the next step, in order: methods, events, numbers of schedules."
+        state, now, whole = self.state, self.state.timestamp, self.state.max_duration
+        now = now.next_epoch() if epoch_ends else now
+        due = lambda interval: now.passed(interval.of(whole), self._before)
+        work = [i for i, interval in enumerate(self._intervals) if due(interval)]
         if epoch_ends:
-            state.timestamp = now.next_epoch()
-            self._add_row()
-            run_event(Event.EPOCH_END, state)
-        for schedule, interval in zip(state.schedulers, self._intervals):
-            if self._due(interval):
-                is_plateau = isinstance(schedule, ReduceLROnPlateau)
-                schedule.step(*[state.metrics.get("eval_loss", state.loss)] * is_plateau)
-        if self._folder.path is not None and self._due(self.save_interval):
-            self.save_checkpoint()
+            work = ["_end_epoch", Event.EPOCH_END, *work]
+        if state.eval_dataloader is not None and (now.reached(whole) or due(self.eval_interval)):
+            work = ["_evaluate", Event.EVAL_END, *work]
+        saves = self._folder.path is not None and due(self.save_interval)
+        return [*work, "save_checkpoint"] if saves else work
 
-    def _due(self, interval):
-        "Whether `interval` has passed with the last step."
-        state = self.state
-        return state.timestamp.passed(interval.of(state.max_duration), self._before)
+    def _settle(self):
+        "Do what is owed. Of what fails, an evaluation or a checkpoint is owed still; all else not."
+        while self._owed:
+            first, *rest = self._owed
+            if first in ("_evaluate", "save_checkpoint"):
+                getattr(self, first)()
+            self._owed = rest
+            if first in [*Event]:
+                run_event(Event(first), self.state)
+            elif first == "_end_epoch":
+                self._end_epoch()
+            elif isinstance(first, int):
+                self._step_schedule(self.state.schedulers[first])
 
     def _evaluate(self):
-        "Evaluate, and tell everybody."
+        "Evaluate, and keep what comes out."
         state = self.state
         state.metrics = {f"eval_{name}": value for name, value in self.eval().items()}
         self._running["metrics"] = state.metrics
         state.log(state.metrics)
-        run_event(Event.EVAL_END, state)
+
+    def _end_epoch(self):
+        "Count the epoch."
+        self.state.timestamp = self.state.timestamp.next_epoch()
+        self._add_row()
+
+    def _step_schedule(self, schedule):
+        "Let `schedule` go on; what waits for a plateau is shown the loss."
+        is_plateau = isinstance(schedule, ReduceLROnPlateau)
+        schedule.step(*[self.state.metrics.get("eval_loss", self.state.loss)] * is_plateau)
 
     def _add_row(self):
         "Add what the epoch has brought to the history."
@@ -346,7 +349,8 @@ class Trainer:
     ):
         "Write all that training is to a file, completely or not at all. Returns its path."
         feed = self._feed.state_dict(self.state.timestamp.batch_in_epoch)
-        tree = snapshot(self.state) | {"loader": feed, "running": self._running}
+        owed = [work for work in self._owed if work != "save_checkpoint"]
+        tree = {"loader": feed, "running": self._running, "owed": owed} | snapshot(self.state)
         return self._folder.save(tree, self.state.timestamp, path)
 
     def load_checkpoint(
@@ -370,7 +374,7 @@ class Trainer:
         "Go on from the nest `tree`."
         run_event(Event.BEFORE_LOAD, self.state)
         restore(self.state, tree)
-        self._running = tree["running"]
+        self._running, self._owed = tree["running"], tree["owed"]
         self._feed.load_state_dict(tree["loader"])
         run_event(Event.AFTER_LOAD, self.state)
 

@@ -140,6 +140,7 @@ def linear(
     x,  # (..., in)
     weight,  # (in, out)
     bias=None,  # (out,) or (1, out), or None
+    activation=None,  # "relu", "gelu", "silu", "sigmoid" or "tanh": what the result goes through
 ):
     "`x @ weight + bias`, (..., out). Raises ShapeError for a wrong size, RuntimeError for a dtype."
     x = _tensor(x)
@@ -147,7 +148,9 @@ def linear(
     _check_dtype("Linear", x, weight)
     if x.ndim == 1 and bias is not None:
         bias = ops.reshape(bias, shape=(-1,))
-    return ops.linear(x, weight, bias)
+    if activation is None:
+        return ops.linear(x, weight, bias)  # without settings, which is quicker
+    return ops.linear(x, weight, bias, activation=activation)
 
 
 def flatten(
