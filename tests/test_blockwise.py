@@ -210,6 +210,20 @@ def test_gradients_that_nobody_wants_are_not_computed(monkeypatch):
     assert calls == ["_outer"]
 
 
+def test_training_steps_and_gradients_that_go_to_their_homes():
+    models = both(sizes=(6, 16, 24, 3))
+    for model in models:
+        optimizer = SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (model(batch()) ** 2).sum().backward()
+            at_home = [p._home is p.grad.array for p in model.parameters() if hasattr(p, "_home")]
+            optimizer.step()
+        assert at_home == [True, False] * 3
+    for p, q in zip(*(model.parameters() for model in models)):
+        np.testing.assert_allclose(p.data, q.data, rtol=1e-12, atol=1e-14)
+
+
 def test_where_rows_meet_is_found_once_a_round():
     short, _ = both(sizes=(6, 16, 24, 3))
     blockwise._meetings.cache_clear()

@@ -182,7 +182,7 @@ def test_seconds_cannot_be_planned():
 
 def test_without_a_duration_the_first_fit_is_planned():
     trainer, schedule = make(duration=None)
-    assert trainer.state.algorithms[0].state_dict() == {"iterations": None}
+    assert trainer.state.algorithms[0].state_dict() == {"iterations": None, "begun": None}
     assert schedule.iterations == 1
     trainer.fit("2ep")
     assert schedule.iterations == 8
@@ -245,6 +245,43 @@ def test_an_iteration_begins_before_its_batch():
     trainer, schedule = make(callbacks=Note(), grad_accumulation=2, eval_dataloader=loader())
     trainer.fit()
     assert seen == [(t // 2, t // 2) for t in range(24)]
+
+
+@pytest.mark.parametrize("event", ["after_forward", "after_backward", "batch_end", "epoch_end"])
+def test_a_batch_that_comes_again_after_an_error_is_one_iteration(event, tmp_path):
+    class Fault:
+        def fail(self, state):
+            if state.timestamp.batch >= 6:
+                raise OSError("no connection")
+
+    setattr(Fault, event, Fault.fail)
+    trainer, _ = make(callbacks=Fault(), grad_accumulation=2)
+    with pytest.raises(OSError):
+        trainer.fit()
+    path = trainer.save_checkpoint(tmp_path / "after.safetensors")
+    trainer.state.callbacks.clear()
+    resumed, _ = make(load_path=path)
+    for goes_on in (trainer, resumed):
+        goes_on.fit()
+        schedule = gyro(goes_on.state.model)[0].schedule
+        assert schedule.iteration + 1 == goes_on.state.timestamp.batch == 12
+
+
+def test_a_checkpoint_of_the_batch_that_failed_begins_it_anew(tmp_path):
+    class Fault:
+        def after_forward(self, state):
+            if state.timestamp.batch == 6:
+                raise OSError("no connection")
+
+    trainer, schedule = make(callbacks=Fault(), save_folder=tmp_path, save_interval="1ba")
+    with pytest.raises(OSError):
+        trainer.fit()
+    assert schedule.iteration == 6
+    trainer.load_checkpoint(tmp_path)
+    assert schedule.iteration == 5 and trainer.state.timestamp.batch == 6
+    trainer.state.callbacks.clear()
+    trainer.fit()
+    assert schedule.iteration == 11
 
 
 @pytest.mark.parametrize(

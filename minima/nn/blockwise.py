@@ -185,19 +185,22 @@ def _by_tiles(xp, *arrays, blocks, ps):
             h *= scales[i]
         return found
 
-    def by_weight(i, cotangents):
-        return _outer(parts[i], cotangents, meetings[i], np.empty_like(weights[i]))
+    def by_weight(i, ask):
+        def pull(g, out=None):  # the engine may say where to
+            out = np.empty_like(weights[i]) if out is None else out
+            return _outer(parts[i], ask(g), meetings[i], out)
 
-    def by_bias(i, cotangents):
-        return np.concatenate([h.sum(axis=0) for h in cotangents]).reshape(biases[i].shape)
+        return pull
+
+    def by_bias(i, ask):
+        return lambda g: np.concatenate([h.sum(axis=0) for h in ask(g)]).reshape(biases[i].shape)
 
     behind = [lambda g: [g]]  # functions of `g`, the cotangent behind the last product
     for i in reversed(range(len(biases))):
         behind.insert(0, asked_once(lambda g, i=i, after=behind[0]: hidden(i, after(g))))
     pullbacks = [lambda g: before(0, behind[0](g))[0]]
     for i, ask in enumerate(behind):
-        pullbacks.append(lambda g, i=i, ask=ask: by_weight(i, ask(g)))
-        pullbacks.append(lambda g, i=i, ask=ask: by_bias(i, ask(g)))
+        pullbacks += by_weight(i, ask), by_bias(i, ask)
     return y, *pullbacks[:-1]
 
 # %% ../../nbs/26_blockwise.ipynb #7d30f1d1
