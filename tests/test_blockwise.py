@@ -332,6 +332,16 @@ def test_what_can_be_computed_together_is(change, chains, linears, read):
     np.testing.assert_allclose(y.data, row(x).data, rtol=1e-4, atol=1e-5)
 
 
+def test_the_rest_is_applied_as_by_a_sequential(read):
+    members = nn.Linear(6, 6), nn.ReLU(), *layers((6, 16, 3)), nn.ReLU()
+    found = []
+    for kind in (nn.Sequential, nn.GyroSequential):
+        read.clear()
+        kind(*members)(batch(dtype="float32"))
+        found.append([name for name in read if name in ("linear", "relu", "relu_drop_chain")])
+    assert found == [["linear"] * 3, ["linear", "relu_drop_chain", "relu"]]
+
+
 def test_rows_after_rows():
     sizes = (6, 16, 5)
     short = nn.GyroSequential(*layers(sizes), nn.Tanh(), *layers((5, 16, 3))).double()
@@ -454,6 +464,11 @@ def test_surgery_at_the_root_counts_iterations_once():
     for _ in range(3):
         model(batch(dtype="float32"))
     assert model[2].schedule.iteration == 2
+
+
+def test_surgery_finds_a_row_behind_other_members():
+    model = nn.Sequential(nn.Flatten(), *ordinary())
+    assert type(apply_gyro_dropout(model, 10, 1, sigma=16, tau=4, block=8)) is nn.GyroSequential
 
 
 def test_surgery_leaves_alone_what_cannot_skip():
