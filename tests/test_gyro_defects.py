@@ -482,7 +482,7 @@ def test_a_pair_has_the_scale_of_its_dropout():
     drop.schedule.clock = "hand"
     layers = nn.Linear(6, 32), nn.ReLU(), drop, nn.Linear(32, 3)
     x = Tensor(np.random.default_rng(0).normal(size=(10, 6)), dtype="float32")
-    pair, row = nn.GyroPair(*layers), nn.Sequential(*layers)
+    pair, row = nn.GyroSequential(*layers), nn.Sequential(*layers)
     measured = pair(x).data.numpy()
     assert np.allclose(measured, row(x).data, rtol=1e-5, atol=1e-6)
     drop.scale = "expected"

@@ -26,6 +26,7 @@ from math import ceil, inf
 
 from .surgery import _warn_no_effect, replace
 from ..data import DataLoader
+from ..nn.blockwise import _skip_dropped
 from ..nn.dropout import Dropout
 from ..nn.functional.layers import _check_probability
 from ..nn.gyro import GyroDropout as GyroLayer
@@ -85,6 +86,8 @@ def apply_gyro_dropout(
 
     plans = [plan()]
     model = replace(model, Dropout, make, optimizers)
+    if block > 1 and plans[0].layers:
+        _skip_dropped(model)
     for made in plans:
         if made.layers:
             made.watch(model)
