@@ -19,6 +19,11 @@ METHODS = {  # by any name, a function that makes the algorithm; each class at l
     "gyro": lambda: algorithms.GyroDropout(16, 4),
     "gyro, alone": lambda: algorithms.GyroDropout(9, 2, shared=False, schedule="balanced"),
     "gyro, measured": lambda: algorithms.GyroDropout(8, 8, 3, scale="measured", block=2),
+    "label smoothing": lambda: algorithms.LabelSmoothing(0.2),
+    "mixup": lambda: algorithms.MixUp(0.8),
+    "mixup of losses": lambda: algorithms.MixUp(0.8, True, Generator(1)),
+    "ema": lambda: algorithms.EMA("5ba"),
+    "ema, later": lambda: algorithms.EMA(smoothing=0.7, ema_start="0.4dur", update_interval="4ba"),
 }
 
 

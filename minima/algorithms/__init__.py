@@ -3,8 +3,21 @@
 Each is a class for the Trainer; as functions of a model they are in `minima.functional`.
 """
 
+from .ema import EMA
 from .gyro import GyroDropout
+from .label_smoothing import LabelSmoothing
 from .lens import Lens, gyro_lens, subnetwork
+from .mixup import MixUp
 from .surgery import NoEffectWarning, replace
 
-__all__ = ["GyroDropout", "Lens", "NoEffectWarning", "gyro_lens", "replace", "subnetwork"]
+__all__ = [
+    "EMA",
+    "GyroDropout",
+    "LabelSmoothing",
+    "Lens",
+    "MixUp",
+    "NoEffectWarning",
+    "gyro_lens",
+    "replace",
+    "subnetwork",
+]
