@@ -242,13 +242,11 @@ class Trainer:
         for state.batch, part in parts(whole, self.grad_accumulation):
             share = 1.0 if is_sum else part
             run_event(Event.BEFORE_FORWARD, state)
-            given, _ = given_and_wanted(state.batch)
             with blaming("the model"):
-                state.outputs = state.model(*given)
-            run_event(Event.AFTER_FORWARD, state)
-            _, wanted = given_and_wanted(state.batch)  # methods may have put another there
+                state.outputs = state.model(*given_and_wanted(state.batch)[0])
+            run_event(Event.AFTER_FORWARD, state)  # from here on the target may be another
             with blaming("the loss function"):
-                state.loss = state.loss_fn(state.outputs, wanted)
+                state.loss = state.loss_fn(state.outputs, given_and_wanted(state.batch)[1])
             run_event(Event.AFTER_LOSS, state)
             if state.stop_reason:
                 return False
