@@ -76,6 +76,14 @@ def test_it_is_that_of_pytorch(torch):
     assert ema.average["num_batches_tracked"].item() == ours.num_batches_tracked.item()
 
 
+def test_by_default_a_hundredth_is_new():
+    model = shaken(nn.Linear(2, 2).double())
+    average = shaken(copy.deepcopy(model))
+    expected = 0.99 * average.weight.data + 0.01 * model.weight.data
+    compute_ema(model, average)
+    assert abs(average.weight.data - expected).max().item() < 1e-15
+
+
 def test_tied_weights_move_once():
     layer = shaken(nn.Linear(3, 3).double())
     model = nn.Sequential(layer, layer)
@@ -98,6 +106,9 @@ def test_smoothing_is_a_share(smoothing):
 def test_arguments_that_cannot_be_meant():
     with pytest.raises(ValueError, match="copies of each other; only one has bias"):
         compute_ema(nn.Linear(2, 2), nn.Linear(2, 2, bias=False))
+    one, other = nn.BatchNorm1d(2), nn.BatchNorm1d(2, affine=False)
+    with pytest.raises(ValueError, match="only one has bias, weight$"):
+        compute_ema(one, other)
     with pytest.raises(ValueError, match="give half_life or smoothing; got '5ba' and 0.9"):
         EMA("5ba", 0.9)
     with pytest.raises(ValueError, match="a half-life is longer than nothing; got 0ba"):
@@ -348,7 +359,9 @@ def test_what_is_loaded_has_memory_of_its_own_and_the_dtype_of_the_model(tmp_pat
     state.timestamp = Timestamp(0, 5, 40)
     ema.apply(Event.BATCH_END, state)
     assert all((before[k] == t.numpy()).all() for k, t in memory["average"].items())
-    EMA().apply(Event.AFTER_LOAD, state)  # nothing to move yet
+    fresh = EMA()
+    fresh.apply(Event.AFTER_LOAD, state)  # nothing to move yet, and no step was taken
+    assert fresh.average is None
 
 
 def test_it_listens_to_three_events():

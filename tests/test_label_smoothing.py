@@ -66,6 +66,12 @@ def test_arguments_are_left_alone():
     assert (one_hot.numpy() == before[0]).all() and (labels.numpy() == before[1]).all()
 
 
+def test_defaults_and_arrays():
+    assert LabelSmoothing().smoothing == 0.1
+    rows = smooth_labels(np.zeros((2, 4), dtype="float32"), [0, 3])
+    np.testing.assert_allclose(rows[1], [0.025, 0.025, 0.025, 0.925], rtol=1e-6)
+
+
 def test_nothing_and_turned():
     assert smooth_labels(mi.zeros(0, 3), np.zeros(0, dtype="int64")).shape == (0, 3)
     z, p = mi.zeros(4, 3), rng.dirichlet(np.ones(4), size=3).T
@@ -83,6 +89,7 @@ def test_a_share_is_from_0_to_1(smoothing):
     ([0, 1, 3, 0], IndexError, "outside of its 3 classes"), ([0, -1, 0, 0], IndexError, "outside"),
     ([0, 1, -100, 0], IndexError, "leave such examples out"),
     ([[0], [1], [2], [0]], ShapeError, r"use target.reshape\(\(4,\)\)"),
+    (np.eye(3, dtype="int64")[[0, 1, 2, 0]], ShapeError, r"one-hot, use target.argmax"),
     ([0.0, 1.0, 2.0, 0.0], TypeError, "integer labels"), ([0, 1], ShapeError, "labels"),
 ])  # fmt: skip
 def test_labels_that_cannot_be_meant(labels, error, words):

@@ -81,6 +81,15 @@ def test_what_cannot_be_mixed():
         MixUp(generator=3)
     with pytest.raises(TypeError, match=r"batches of inputs and targets, \(x, y\); got a Tensor"):
         fit(MixUp(), batches=[mi.zeros(4, 6, dtype="float64")])
+    with pytest.raises(TypeError, match=r"got a list"):
+        fit(MixUp(), batches=[[X[:4]]])
+
+
+def test_defaults():
+    method, here = MixUp(), default_generator
+    assert (method.alpha, method.interpolate_loss, method.generator) == (0.2, False, here)
+    x, share = Tensor([[1.0]]), Generator(4).numpy().beta(0.2, 0.2)
+    assert mixup_batch(x, x, generator=Generator(4))[2] == min(share, 1 - share)
 
 
 # ---- in a Trainer ----
@@ -125,6 +134,43 @@ def by_hand(targets, loss_of):
 def same(trainer, model, rtol=1e-11):
     for a, b in zip(trainer.state.model.parameters(), model.parameters()):
         np.testing.assert_allclose(a.data, b.data, rtol=rtol, atol=1e-14)
+
+
+def test_batches_may_be_lists_and_have_several_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            self.inner = network()
+
+        def forward(self, a, b):
+            return self.inner(a + b)
+
+    model = Two()
+    batch = [X[:5], X[5:10], Y[:5]]
+    optimizer = optim.SGD(model.parameters(), lr=0.3)
+    method = MixUp(0.8, generator=Generator(5))
+    Trainer(
+        model, [batch], max_duration=1, optimizers=optimizer, algorithms=method,
+        progress_bar=False, lint=False,
+    ).fit()  # fmt: skip
+    (a, b), others, m = mixup_batch((X[:5], X[5:10]), Y[:5], 0.8, generator=Generator(5))
+    other = network()
+    mixed_losses(nn.CrossEntropyLoss())(other(a + b), Y[:5], others, m).backward()
+    optim.SGD(other.parameters(), lr=0.3).step()
+    for p, q in zip(model.parameters(), other.parameters()):
+        np.testing.assert_allclose(p.data, q.data, rtol=1e-12, atol=1e-15)
+
+
+def test_targets_that_are_quantities_are_mixed_as_they_are():
+    seen = []
+
+    def loss_fn(outputs, targets):
+        seen.append(targets)
+        return (outputs.sum(axis=1) - targets).abs().mean()
+
+    t = Tensor(rng.normal(size=4))
+    fit(MixUp(0.8, generator=Generator(5)), batches=[(X[:4], t)], loss_fn=loss_fn, metrics={})
+    _, others, m = mixup_batch(X[:4], t, 0.8, generator=Generator(5))
+    np.testing.assert_allclose(seen[0], (1 - m) * t.numpy() + m * others.numpy(), rtol=1e-14)
 
 
 def mixed_losses(loss_fn):

@@ -118,7 +118,7 @@ class EMA(Algorithm):
             return self.smoothing
         half_life = self.half_life.of(state.max_duration)
         passed = state.timestamp.get(half_life.unit) - self.updated.get(half_life.unit)
-        return 2.0 ** -float(passed / half_life.value)
+        return 2.0 ** -(passed / half_life.value)
 
     @contextmanager
     def averaged(

@@ -66,7 +66,7 @@ def mixup_batch(
     generator, n = as_generator(generator), rows(x)
     if mixing is None:
         share = generator.numpy().beta(alpha, alpha)
-        mixing = float(min(share, 1 - share))
+        mixing = min(share, 1 - share)
     if indices is None:
         indices = generator.permutation(n)
 
