@@ -295,46 +295,69 @@ def replay_draws(
 # %% ../nbs/12_random.ipynb #dc5246bd
 # ---- Philox ----
 
+_M0, _M1, _LOW = 0xD2511F53, 0xCD9E8D57, 0xFFFFFFFF
+
+
+def philox(
+    counter,  # four words of 32 bits: each an int, or an array of uint64
+    key,  # two words of 32 bits, likewise
+    rounds=7,  # how often the words are mixed
+):
+    "Four random words of 32 bits, elementwise. Philox 4x32, Salmon et al. 2011."
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(rounds):
+        p, q = c0 * _M0, c2 * _M1
+        c0, c2 = (q >> 32) ^ c1 ^ k0, (p >> 32) ^ c3 ^ k1
+        c1, c3 = q & _LOW, p & _LOW
+        k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
+    return c0, c1, c2, c3
+
+# %% ../nbs/12_random.ipynb #48061e20
+# ---- bits and masks ----
+
+_CHUNK = 8192  # blocks at a time: four arrays of 64 kB, for the second-level cache
+
 
 def _word(number):
     "`number` as a 0-d array, which NumPy takes up faster than an int."
     return np.array(number, dtype=np.uint64)
 
 
-_M0, _M1 = _word(0xD2511F53), _word(0xCD9E8D57)
-_LOW, _HALF = _word(0xFFFFFFFF), _word(32)
+_FACTORS, _HALF = (_word(_M0), _word(_M1)), _word(32)
 
 
 @lru_cache(maxsize=64)
-def _round_keys(k0, k1, rounds):
-    "The two key words of each round."
-    steps = [(k0 + 0x9E3779B9 * i, k1 + 0xBB67AE85 * i) for i in range(rounds)]
-    return [(_word(a & 0xFFFFFFFF), _word(b & 0xFFFFFFFF)) for a, b in steps]
+def _round_keys(seed):
+    "The two key words of each round, in the high halves of 64 bits, for the key `seed`."
+    k0, k1 = seed & _LOW, seed >> 32
+    steps = [(k0 + 0x9E3779B9 * i, k1 + 0xBB67AE85 * i) for i in range(7)]
+    keys = [((a & _LOW) << 32, (b & _LOW) << 32) for a, b in steps]
+    return keys[:2] + [(_word(a), _word(b)) for a, b in keys[2:]]
 
 
-def philox(
-    counter,  # four words of 32 bits: each an int, or a uint64 array (all of one shape)
-    key,  # two words of 32 bits, ints
-    rounds=7,  # how often the words are mixed
-):
-    "Four random words of 32 bits, elementwise (as uint64). Philox 4x32, Salmon et al. 2011."
-    c0, c1, c2, c3 = counter
-    for k0, k1 in _round_keys(*key, rounds):
-        p, q = c0 * _M0, c2 * _M1
-        c0, c2 = q >> _HALF, p >> _HALF
-        c0 ^= c1
-        c0 ^= k0
-        c2 ^= c3
-        c2 ^= k1
-        q &= _LOW
-        p &= _LOW
-        c1, c3 = q, p
-    return c0, c1, c2, c3
-
-# %% ../nbs/12_random.ipynb #48061e20
-# ---- bits and masks ----
-
-_CHUNK = 8192  # blocks at a time: six arrays of 64 kB, for the second-level cache
+def _blocks(seed, offset, begin, n):
+    "`n` blocks of draw (`seed`, `offset`) from `begin` on: row 0 has c0 and c1, row 1 c2 and c3."
+    (a, b), (c, d), *rest = _round_keys(seed)
+    first = _M1 * (offset & _LOW) ^ (begin >> 32 << 32) ^ a  # x after round 1, for all blocks
+    state, spare = np.empty((2, 2, n), np.uint64)
+    (x, y), (p, q), (m0, m1) = state, spare, _FACTORS
+    np.multiply(np.arange(begin & _LOW, (begin & _LOW) + n, dtype=np.uint64), m0, out=y)
+    y ^= (offset >> 32 << 32) ^ b
+    np.right_shift(y, _HALF, out=x)
+    x *= m1
+    x ^= (first << 32 & _LOW << 32) ^ c
+    y <<= _HALF
+    y ^= _M0 * (first >> 32) ^ d
+    for a, b in rest:
+        np.right_shift(state[::-1], _HALF, out=spare)
+        p *= m1
+        q *= m0
+        state <<= _HALF
+        x ^= a
+        y ^= b
+        state ^= spare
+    return state
 
 
 def random_bits(
@@ -352,12 +375,10 @@ def random_bits(
     words = np.empty((last - first, 4), dtype="<u4")
     begin = first
     while begin < last:
-        end = min(last, begin - begin % _CHUNK + _CHUNK)
-        blocks = np.arange(end - begin, dtype=np.uint64) + _word(begin & 0xFFFFFFFF)
-        counter = blocks, begin >> 32, offset & 0xFFFFFFFF, offset >> 32
-        key = seed & 0xFFFFFFFF, seed >> 32
-        for i, word in enumerate(philox(counter, key)):
-            words[begin - first : end - first, i] = word
+        end = min(last, begin + _CHUNK, (begin | _LOW) + 1)
+        halves = _blocks(seed, offset, begin, end - begin).astype("<u8", copy=False).view("<u4")
+        for i in range(4):
+            words[begin - first : end - first, i] = halves[i // 2, 1 - i % 2 :: 2]
         begin = end
     bits = words.reshape(-1).view("<u2")[start - 8 * first :][:size]
     return bits.astype(np.uint16, copy=False)

@@ -134,7 +134,8 @@ def faults(torch, row, dtype):
 SMALL = " ".join(INTEGERS)
 DIFFERENCES = [
     ("fractions of integers", "PyTorch refuses", f"{SMALL} bool",
-     "mean var std norm softplus gelu leaky_relu normalize surprise huber logaddexp"),
+     "mean var std norm softplus gelu leaky_relu normalize surprise huber logaddexp"
+     " dropout_add_layer_norm"),
     ("fractions of integers", "PyTorch refuses", SMALL,
      "silu softmax log_softmax round cross_entropy binary_cross_entropy "
      "binary_cross_entropy_with_logits"),

@@ -28,11 +28,12 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     backend tensors autograd.tape autograd.reverse
     operators.elementwise operators.reductions operators.shapes operators.indexing
-    operators.products operators.further operators
-    autograd.functional random autograd.checkpointing autograd.anomaly autograd
+    operators.products operators.further random operators.fused operators
+    autograd.functional autograd.checkpointing autograd.anomaly autograd
     testing.gradients init
-    nn.module nn.functional.layers nn.functional.losses nn.functional nn.hooks nn.containers
-    nn.layers nn.normalization nn.dropout nn.gyro nn.blockwise nn.losses nn.summary nn
+    nn.module nn.functional.layers nn.functional.losses nn.functional.fused nn.functional nn.hooks
+    nn.containers nn.layers nn.normalization nn.dropout nn.fused nn.gyro nn.blockwise nn.losses
+    nn.summary nn
     optim.flat optim.optimizers optim.adaptive optim.clipping optim.schedules optim.policies optim
     testing.conformance testing
     data.datasets data.samplers data.loading data.collections data

@@ -12,6 +12,7 @@ from minima import operators as ops
 from minima.autograd import ShapeError, Tensor, grad
 from minima.autograd.tape import _written
 from minima.backend import get_default_dtype, set_default_dtype
+from minima.random import keep_mask
 from minima.testing import gradcheck, vs_torch
 
 # ---- numbers ----
@@ -42,6 +43,11 @@ def distinct(rng, shape):
 
 def mask(rng, shape):
     return rng.random(shape) < 0.6
+
+
+def words(rng, shape):
+    "Unsigned integers of 64 bits: a seed, and the number of a draw."
+    return rng.integers(0, 2**64, size=shape, dtype="uint64")
 
 
 def below(n):
@@ -187,6 +193,16 @@ def normalised_by_layer(torch, x, *affine, axis, eps):
 def normalised_by_batch(torch, x, *affine, axis, eps):
     affine = dict(zip(("weight", "bias"), (p.reshape(-1) for p in affine)))
     return torch.nn.functional.batch_norm(x, None, None, training=True, eps=eps, **affine)
+
+
+def kept(torch, draw, shape, p):
+    "What is kept of (seed, offset), a tensor of two words."
+    return torch.tensor(keep_mask(tuple(shape), p, *draw.tolist()))
+
+
+def dropped_added_normalised(torch, x, residual, weight, bias, draw, p, eps):
+    z = x * kept(torch, draw, x.shape, p) / (1 - p) + residual
+    return torch.nn.functional.layer_norm(z, weight.shape, weight, bias, eps)
 
 
 def each_surprise(torch, logits, labels, axis=1):
@@ -558,6 +574,11 @@ ROWS = [
         [((4, 3, 2),), ((4, 3, 2), (3, 1), (3, 1))], settings=[{"axis": (0, 2), "eps": 1e-5}]),
     Row("dropout", ops.dropout, lambda torch, x, keep, p: x * keep / (1 - p),
         [((3, 4), (3, 4)), ((2, 3, 4), (3, 4)), ((0,), (0,))], (normal, mask), [{"p": 0.4}]),
+    Row("dropout_mask", ops.dropout_mask, kept, [((2,),)], words,
+        [{"shape": (3, 7), "p": 0.4}, {"shape": (0, 2), "p": 0.4}, {"shape": (2,), "p": 1.0}]),
+    Row("dropout_add_layer_norm", ops.dropout_add_layer_norm, dropped_added_normalised,
+        [((3, 7), (3, 7), (7,), (7,), (2,)), ((2, 3, 5), (2, 3, 5), (5,), (5,), (2,))],
+        (normal, normal, normal, normal, words), [{"p": 0.25, "eps": 1e-5}]),
 ]  # fmt: skip
 
 BY_NAME = {"ids": lambda row: row.name, "argvalues": ROWS}

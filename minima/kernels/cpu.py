@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['relu', 'tanh', 'sigmoid', 'silu', 'softmax', 'log_softmax', 'compiled', 'leaky_relu', 'gelu', 'cross_entropy',
-           'linear']
+           'linear', 'draw_bits']
 
 # %% ../../nbs/72_kernels_cpu.ipynb #c6c7b3a6
 __doc__ = """
@@ -535,3 +535,38 @@ def linear(xp, x, weight, bias=None, *, activation=None):
         by_weight,
         lambda g: xp.reshape(back(g)[1], bias.shape),
     )
+
+# %% ../../nbs/72_kernels_cpu.ipynb #cf324ec3
+# ---- masks ----
+
+_BLOCKS = 64  # how many counters are drawn from at a time; each makes 8 elements
+_M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+_W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
+
+
+@_loop
+def draw_bits(seed, offset, first, words):
+    "Fill `words` (n, 4), of 32 bits, with `n` blocks of draw (`seed`, `offset`) from `first` on."
+    for i in range(words.shape[0]):
+        block = np.uint64(first + i)
+        c0, c1, c2, c3 = block & _LOW, block >> _HALF, offset & _LOW, offset >> _HALF
+        k0, k1 = seed & _LOW, seed >> _HALF
+        for _ in range(7):
+            p, q = c0 * _M0, c2 * _M1
+            c0, c2 = (q >> _HALF) ^ c1 ^ k0, (p >> _HALF) ^ c3 ^ k1
+            c1, c3 = q & _LOW, p & _LOW
+            k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+        words[i, 0], words[i, 1], words[i, 2], words[i, 3] = c0, c1, c2, c3
+
+
+@_loop
+def _dropout(x, y, seed, offset, threshold, scale):
+    kept, dropped = x.dtype.type(scale), x.dtype.type(0)
+    words = np.empty((_BLOCKS, 4), np.uint32)
+    bits = words.reshape(-1).view(np.uint16)
+    for start in range(0, x.size, bits.size):
+        draw_bits(seed, offset, start // 8, words)
+        here, out = x[start : start + bits.size], y[start : start + bits.size]
+        for j in range(here.size):
+            out[j] = here[j] * (kept if bits[j] >= threshold else dropped)

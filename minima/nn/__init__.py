@@ -4,6 +4,7 @@ from . import functional, hooks
 from .containers import ModuleDict, ModuleList, Sequential
 from .blockwise import GyroPair
 from .dropout import Dropout
+from .fused import FusedDropoutLayerNorm, FusedLayerNorm
 from .gyro import GyroDropout, GyroSchedule
 from .layers import (
     GELU,
@@ -52,6 +53,8 @@ __all__ = [
     "Dropout",
     "Embedding",
     "Flatten",
+    "FusedDropoutLayerNorm",
+    "FusedLayerNorm",
     "GELU",
     "GyroDropout",
     "GyroPair",

@@ -11,11 +11,11 @@ __all__ = ['sum', 'negative', 'invert', 'true_divide', 'power_scalar', 'permute_
 __doc__ = """
 Every differentiable operation of minima under one roof, and the methods of Tensor.
 
-The rules are in `elementwise`, `reductions`, `shapes`, `indexing`, `products` and `further`. Names
-are NumPy's (`sum`, `max`, `abs`, ...), with the older `summation`, `negate` and `power_scalar`
-beside them; methods have PyTorch's names, too. Because a rule speaks only to its namespace `xp`,
-and this module has NumPy's names, *this module* can be that namespace: rules read on Tensors give
-derivatives of derivatives.
+The rules are in `elementwise`, `reductions`, `shapes`, `indexing`, `products`, `further` and
+`fused`. Names are NumPy's (`sum`, `max`, `abs`, ...), with the older `summation`, `negate` and
+`power_scalar` beside them; methods have PyTorch's names, too. Because a rule speaks only to its
+namespace `xp`, and this module has NumPy's names, *this module* can be that namespace: rules read
+on Tensors give derivatives of derivatives.
 """
 
 # %% ../../nbs/10_operators.ipynb #b887bd1d
@@ -103,6 +103,7 @@ from minima.operators.further import (
     trunc,
     unbind,
 )
+from .fused import dropout_add_layer_norm, dropout_mask
 from minima.operators.indexing import (
     argsort,
     chunk,
@@ -210,6 +211,9 @@ Tensor.namespace = sys.modules[__name__]
 # %% ../../nbs/10_operators.ipynb #8685679e
 # ---- kernels ----
 
+for _op in (linear, cross_entropy):
+    _op.kernel("cpu", "minima.kernels.in_place", compiled=False)
+
 for _op in (
     cross_entropy,
     gelu,
@@ -223,6 +227,7 @@ for _op in (
     tanh,
 ):
     _op.kernel("cpu", "minima.kernels.cpu")
+normalize.kernel("cpu", "minima.kernels.norms")
 
 # %% ../../nbs/10_operators.ipynb #ea3ebfd3
 # ---- methods and operators of Tensor ----

@@ -34,6 +34,7 @@ from .. import operators as ops
 from ..autograd import Tensor, grad
 from ..backend import Backend, Device, backend_of, get_default_dtype, register
 from ..nn import functional as F
+from ..operators.fused import norm_and_sum
 from ..optim import SGD, Adam
 from .gradients import _TOLERANCE, _differences
 
@@ -239,6 +240,15 @@ _SPECIAL = {
     "einsum": ("TAW", lambda t, a, w: ops.einsum("bij,kj,jl->bkl", t, a, w)),
     "normalize": ("ARR", lambda x, w, b: ops.normalize(x, w, b, axis=(-1,), eps=1e-5)),
     "dropout": ("AM", lambda x, keep: ops.dropout(x, keep, p=0.25)),
+    "dropout_mask": ("D", lambda draw: ops.dropout_mask(draw, shape=(3, 7), p=0.25)),
+    "dropout_add_layer_norm": (
+        "ABRRD",
+        lambda x, r, w, b, draw: ops.dropout_add_layer_norm(x, r, w, b, draw, p=0.25),
+    ),
+    "norm_and_sum": (
+        "ABRRD",
+        lambda x, r, w, b, draw: ops.multiply(*norm_and_sum(x, r, w, b, draw, p=0.25)),
+    ),
 }
 
 
@@ -251,7 +261,7 @@ def _inputs(dtype):
     floats |= {"P": np.abs(floats["A"]), "Q": np.abs(floats["A"]) / 4, "Z": np.zeros((0, 4))}
     integers = {"I": rng.integers(0, 3, (3, 4)), "J": np.arange(4), "L": np.array([3, 0, 3])}
     arrays = {k: a.astype(dtype) for k, a in floats.items()} | integers
-    return arrays | {"M": rng.random((3, 4)) < 0.5}
+    return arrays | {"M": rng.random((3, 4)) < 0.5, "D": np.array([2**40 + 7, 3], np.uint64)}
 
 
 def _agrees(device, f, letters):

@@ -3,6 +3,7 @@
 Not to be confused with `minima.functional`, whose functions change how a model is trained.
 """
 
+from .fused import dropout_add_layer_norm
 from .layers import (
     batch_norm,
     dropout,
@@ -39,6 +40,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "cross_entropy",
     "dropout",
+    "dropout_add_layer_norm",
     "embedding",
     "flatten",
     "gelu",
