@@ -3,8 +3,28 @@
 Each is a class for the Trainer; as functions of a model they are in `minima.functional`.
 """
 
+from .clipping import GradientClipping
+from .ema import EMA
+from .freezing import LayerFreezing
 from .gyro import GyroDropout
+from .label_smoothing import LabelSmoothing
 from .lens import Lens, gyro_lens, subnetwork
+from .mixup import MixUp
+from .stochastic_depth import StochasticDepth, StochasticResidual
 from .surgery import NoEffectWarning, replace
 
-__all__ = ["GyroDropout", "Lens", "NoEffectWarning", "gyro_lens", "replace", "subnetwork"]
+__all__ = [
+    "EMA",
+    "GradientClipping",
+    "GyroDropout",
+    "LabelSmoothing",
+    "LayerFreezing",
+    "Lens",
+    "MixUp",
+    "NoEffectWarning",
+    "StochasticDepth",
+    "StochasticResidual",
+    "gyro_lens",
+    "replace",
+    "subnetwork",
+]

@@ -132,16 +132,15 @@ def _bias_relu_back(y, g, d, total):
 
 
 def bent(xp, y, bias, activation):
-    "`activation` of `y + bias`, in place; and what makes of a cotangent that of `y`, summed."
+    "`activation` of `y + bias`, in place; and the way back to a cotangent of `y`, and of `bias`."
     if activation != "relu":
         return in_place.bent(xp, y, bias, activation, _BENDS)
     size = bias.size
-    shape = -1, size
-    _bias_relu(y.reshape(shape), _flat(_plain(bias, y.dtype)))
+    _bias_relu(y, _flat(_plain(bias, y.dtype)))
 
     def back(g):
         d, total = xp.empty_like(y), xp.empty(size, y.dtype)
-        _bias_relu_back(*(a.reshape(shape) for a in (y, _plain(g, y.dtype), d)), total)
+        _bias_relu_back(y, _plain(g, y.dtype), d, total)
         return d, total
 
     return y, back
