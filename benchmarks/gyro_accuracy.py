@@ -70,6 +70,7 @@ class Task:
 HIGH, USUAL = (1e-3, 3e-3, 1e-2, 3e-2), (1e-3, 3e-3, 1e-2)
 TASKS = {
     "digits": Task("digits", 1433, (64, 256, 256, 10), 48, 60, 20, HIGH, 5),
+    "digits-200": Task("digits", 200, (64, 256, 256, 10), 48, 60, 20, HIGH, 5),
     "fashion-6000": Task("fashion", 6000, (784, 256, 256, 10), 256, 40, 5, USUAL, 1),
     "fashion": Task("fashion", 60000, (784, 256, 256, 10), 256, 8, 5, USUAL, 1),
 }
