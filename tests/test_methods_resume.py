@@ -18,6 +18,12 @@ from minima.trainer import Algorithm, Trainer
 METHODS = {  # by any name, a function that makes the algorithm; each class at least once
     "gyro": lambda: algorithms.GyroDropout(16, 4),
     "gyro, alone": lambda: algorithms.GyroDropout(9, 2, shared=False, schedule="balanced"),
+    "stochastic depth, by block": lambda: algorithms.StochasticDepth(0.5, "uniform"),
+    "stochastic depth, by sample": lambda: algorithms.StochasticDepth(0.3, method="sample"),
+    "freezing": lambda: algorithms.LayerFreezing(0.1),
+    "clipping by norm": lambda: algorithms.GradientClipping("norm", 0.1),
+    "clipping by value": lambda: algorithms.GradientClipping("value", 0.01),
+    "adaptive clipping": lambda: algorithms.GradientClipping("adaptive", 0.01),
     "gyro, measured": lambda: algorithms.GyroDropout(8, 8, 3, scale="measured", block=2),
 }
 
