@@ -31,19 +31,14 @@ _RULES = dict(relu=relu.rule, gelu=gelu.rule, silu=silu.rule, sigmoid=sigmoid.ru
 def bent(xp, y, bias, activation, bends=_RULES):
     "`activation` of `y + bias`, in place; and the way back to a cotangent of `y`, and of `bias`."
     y += bias
+    if activation is None:
+        return y, lambda g: (g, xp.add.reduce(g, axis=0))
     if activation == "relu":
         xp.maximum(y, 0, out=y)
         bend = lambda g: xp.multiply(g, y != 0)
-    elif activation is not None:
-        y, bend = bends[activation](xp, y)
     else:
-        bend = lambda g: g
-
-    def back(g):
-        d = bend(g)
-        return d, xp.sum(d, axis=0)
-
-    return y, back
+        y, bend = bends[activation](xp, y)
+    return y, lambda g: (d := bend(g), xp.add.reduce(d, axis=0))
 
 
 def linear_by(
@@ -55,31 +50,46 @@ def linear_by(
         "`linear`, with bias and activation in the memory of the product."
         if not _in_order(x, weight, bias, activation):
             return ops.linear.rule(xp, x, weight, bias, activation=activation)
-        rows, shape = x.reshape(-1, x.shape[-1]), bias.shape
-        y, back = bent(xp, xp.dot(rows, weight), bias, activation)
-        flat = asked_once(lambda g: back(g.reshape(-1, shape[-1])))
+        if x.ndim != 2:
+            return _by_rows(xp, linear, x, weight, bias, activation)
+        y, back = bent(xp, xp.dot(x, weight), bias, activation)
+        back, shape = asked_once(back), bias.shape
         return (
-            y.reshape(*x.shape[:-1], shape[-1]),
-            lambda g: xp.dot(flat(g)[0], weight.T).reshape(x.shape),
-            lambda g, out=None: xp.dot(rows.T, flat(g)[0], out=out),
-            lambda g: flat(g)[1].reshape(shape),
+            y,
+            lambda g: xp.dot(back(g)[0], weight.T),
+            lambda g, out=None: xp.dot(x.T, back(g)[0], out=out),
+            lambda g: back(g)[1].reshape(shape),
         )
 
     return linear
+
+
+def _by_rows(xp, linear, x, weight, bias, activation):
+    "`linear` of `x` with all its axes but the last made one."
+    shape, rows = x.shape, x.reshape(-1, x.shape[-1])
+    y, *pulls = linear(xp, rows, weight, bias, activation=activation)
+    flat = asked_once(lambda g: g.reshape(-1, g.shape[-1]))
+    by_x, by_weight, by_bias = pulls
+    return (
+        y.reshape(*shape[:-1], -1),
+        lambda g: by_x(flat(g)).reshape(shape),
+        lambda g, out=None: by_weight(flat(g), out),
+        lambda g: by_bias(flat(g)),
+    )
 
 
 def _in_order(x, weight, bias, activation):
     "Whether `bias` is a row that can be added to `x @ weight` where that lies, in one dtype."
     return (
         bias is not None
+        and x.dtype is weight.dtype is bias.dtype
+        and x.dtype.char in "fd"
         and (activation is None or activation in _RULES)
         and weight.ndim == 2
-        and bias.shape in (weight.shape[1:], (1, weight.shape[1]))
+        and bias.size == weight.shape[1] == bias.shape[-1]
+        and x.shape[-1] == weight.shape[0]
         and bias.ndim <= x.ndim
-        and x.shape[-1] == len(weight)
         and weight.size > 0
-        and x.dtype == weight.dtype == bias.dtype
-        and x.dtype.char in "fd"
     )
 
 
@@ -92,12 +102,13 @@ def cross_entropy(xp, logits, labels):
     n = len(logits)
     if logits.dtype.char not in "fd" or not n:
         return ops.cross_entropy.rule(xp, logits, labels)
-    z = logits - xp.max(logits, axis=1, keepdims=True)
+    z = logits - xp.maximum.reduce(logits, axis=1, keepdims=True)
     at = xp.arange(n), labels
     right = z[at]
     e = xp.exp(z, out=z)
-    total = xp.sum(e, axis=1, keepdims=True)
-    loss = xp.mean(xp.log(total[:, 0]) - right)
+    total = xp.add.reduce(e, axis=1, keepdims=True)
+    losses = xp.log(total[:, 0])
+    losses -= right
 
     def pull(g):
         d = e / total
@@ -105,4 +116,4 @@ def cross_entropy(xp, logits, labels):
         d *= g / n
         return d
 
-    return loss, pull
+    return xp.add.reduce(losses) / n, pull
