@@ -20,6 +20,10 @@ What is left out: anything that would take a loop over rows in Python.
 """
 
 # %% ../../nbs/74_in_place.ipynb #ccfa52a7
+from functools import lru_cache
+
+import numpy as np
+
 from .. import operators as ops
 from ..autograd.tape import asked_once
 from ..operators import gelu, relu, sigmoid, silu, tanh
@@ -29,20 +33,18 @@ _RULES = dict(relu=relu.rule, gelu=gelu.rule, silu=silu.rule, sigmoid=sigmoid.ru
 
 
 def bent(xp, y, bias, activation, bends=_RULES):
-    "`activation` of `y + bias`, in place; and the way back to a cotangent of `y`, and of `bias`."
+    "`activation` of `y + bias`, in place; and what makes of its cotangent that of `y`, or None."
     y += bias
     if activation is None:
-        return y, lambda g: (g, xp.add.reduce(g, axis=0))
-    if activation == "relu":
-        xp.maximum(y, 0, out=y)
-        bend = lambda g: xp.multiply(g, y != 0)
-    else:
-        y, bend = bends[activation](xp, y)
-    return y, lambda g: (d := bend(g), xp.add.reduce(d, axis=0))
+        return y, None
+    if activation != "relu":
+        return bends[activation](xp, y)
+    xp.maximum(y, 0, out=y)
+    return y, lambda g: xp.multiply(g, y != 0)
 
 
 def linear_by(
-    bent,  # what adds a bias and bends, and comes back through both
+    bent,  # what adds a bias and bends, and comes back
 ):
     "The kernel of `linear` that uses `bent`."
 
@@ -53,15 +55,27 @@ def linear_by(
         if x.ndim != 2:
             return _by_rows(xp, linear, x, weight, bias, activation)
         y, back = bent(xp, xp.dot(x, weight), bias, activation)
-        back, shape = asked_once(back), bias.shape
+        back, is_row = back and asked_once(back), bias.ndim == 2
         return (
             y,
-            lambda g: xp.dot(back(g)[0], weight.T),
-            lambda g, out=None: xp.dot(x.T, back(g)[0], out=out),
-            lambda g: back(g)[1].reshape(shape),
+            lambda g: xp.dot(back(g) if back else g, weight.T),
+            lambda g, out=None: xp.dot(x.T, back(g) if back else g, out=out),
+            lambda g, out=None: _column_sums(xp, back(g) if back else g, is_row, out),
         )
 
     return linear
+
+
+def _column_sums(xp, d, is_row, out):
+    "The sum of the rows of `d`, as a row or a vector: a product with ones, since BLAS is quick."
+    ones = _ones(len(d), d.dtype)
+    return xp.dot(ones if is_row else ones[0], d, out=out)
+
+
+@lru_cache(maxsize=16)
+def _ones(n, dtype):
+    "A row of `n` ones."
+    return np.ones((1, n), dtype)
 
 
 def _by_rows(xp, linear, x, weight, bias, activation):
@@ -74,7 +88,7 @@ def _by_rows(xp, linear, x, weight, bias, activation):
         y.reshape(*shape[:-1], -1),
         lambda g: by_x(flat(g)).reshape(shape),
         lambda g, out=None: by_weight(flat(g), out),
-        lambda g: by_bias(flat(g)),
+        lambda g, out=None: by_bias(flat(g), out),
     )
 
 
@@ -107,8 +121,10 @@ def cross_entropy(xp, logits, labels):
     right = z[at]
     e = xp.exp(z, out=z)
     total = xp.add.reduce(e, axis=1, keepdims=True)
-    losses = xp.log(total[:, 0])
+    losses, mean = xp.log(total[:, 0]), xp.empty((), z.dtype)
     losses -= right
+    xp.add.reduce(losses, out=mean)
+    mean /= n
 
     def pull(g):
         d = e / total
@@ -116,4 +132,4 @@ def cross_entropy(xp, logits, labels):
         d *= g / n
         return d
 
-    return xp.add.reduce(losses) / n, pull
+    return mean, pull
