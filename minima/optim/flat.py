@@ -82,6 +82,7 @@ class Bundle:
         size = self.flat.size
         spans = [slice(i, min(i + CHUNK, size)) for i in range(0, size, CHUNK)]
         self.chunks = [(s, self.flat[s], {k: a[s] for k, a in arrays.items()}) for s in spans]
+        self.whole = [(slice(size), self.flat, arrays)]
 
     def is_whole(
         self,
@@ -109,8 +110,10 @@ class Bundle:
     ):
         "Update all parameters, and what is remembered of them."
         self._gather()
+        kernels = getattr(getattr(update, "mathematics", None), "kernels", None)
+        compiled = kernels is not None and kernels.find(self.backend.name)
         after = []
-        for span, p, arrays in self.chunks:
+        for span, p, arrays in self.whole if compiled else self.chunks:
             after.append({**arrays, **self.numbers})
             update(p, self.gradient[span], after[-1], group)
         if len(after[-1]) != len(arrays) + len(self.numbers):  # something new is remembered
@@ -163,11 +166,15 @@ def _number(value):
 
 
 def elementwise(
-    update,  # a method `update(self, p, g, state, group)` of an optimizer
+    mathematics,  # the function of arrays that does the work
 ):
-    "Mark `update` as one that looks at no shapes, so that it may be handed parameters in chunks."
-    update.elementwise = True
-    return update
+    "Mark an optimizer's method `update` as one that looks at no shapes: it may be handed bundles."
+
+    def marked(update):
+        update.mathematics = mathematics
+        return update
+
+    return marked
 
 # %% ../../nbs/59_flat.ipynb #1a6e17bc
 class Bundles:
