@@ -24,7 +24,8 @@ What is left out: updates that look at shapes, such as a norm per matrix. They g
 from itertools import accumulate
 from sys import getrefcount
 
-from ..autograd import wrap, wrote
+from ..autograd import wrap
+from ..autograd.tape import wrote_into
 from ..backend import backend_of
 
 # %% ../../nbs/59_flat.ipynb #11dbe023
@@ -60,6 +61,7 @@ class Bundle:
         self.flat, self.pieces = self.backend.side_by_side([p.array for p in params])
         for p, piece in zip(params, self.pieces):
             p.array = piece
+        self.owners = [*map(id, self.pieces)]
         self._make_homes()
         self._remember()
 
@@ -89,17 +91,19 @@ class Bundle:
         states,  # the states of the parameters, as they are now
     ):
         "Whether parameters and states are as this bundle left them, and gradients fit them."
-        numbers, rows = self.numbers, zip(self.params, self.pieces, self.states, self.parts, states)
-        for p, piece, own, parts, state in rows:
-            if p.array is not piece or not _fits(p):
+        numbers, rows = self.numbers.items(), zip(self.params, self.pieces, self.states, self.parts)
+        size = len(numbers) + len(self.parts[0])
+        for (p, piece, own, parts), state in zip(rows, states):
+            g = p.grad.array
+            if p.array is not piece or g.shape != piece.shape or g.dtype is not piece.dtype:
                 return False
-            if state is not own or len(state) != len(parts) + len(numbers):
+            if state is not own or len(state) != size:
                 return False
-            for name in parts:
-                if state.get(name) is not parts[name]:
+            for name, part in parts.items():
+                if state.get(name) is not part:
                     return False
-            for name in numbers:
-                if state.get(name) != numbers[name]:
+            for name, value in numbers:
+                if state.get(name) != value:
                     return False
         return True
 
@@ -122,7 +126,7 @@ class Bundle:
             self.numbers = {name: after[-1][name] for name in self.numbers}
             for state in self.states:
                 state.update(self.numbers)
-        wrote(self.pieces[0], "an optimizer's step()", *self.pieces[1:])
+        wrote_into(self.owners, "an optimizer's step()")
 
     def _gather(self):
         "Bring all gradients home, if they are not there."

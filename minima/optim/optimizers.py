@@ -288,8 +288,9 @@ def _fractions(betas):
 
 def _zeros(p, state, *names):
     "The arrays `names` of `state`, each made of zeros if it is new; `p` says how large."
-    new = [name for name in names if name not in state]
-    state.update((name, backend_of(p).xp.zeros_like(p)) for name in new)
+    for name in names:
+        if name not in state:
+            state[name] = backend_of(p).xp.zeros_like(p)
     return [state[name] for name in names]
 
 
