@@ -120,28 +120,24 @@ def _bias_relu(y, bias):
 
 
 @_loop
-def _bias_relu_back(y, g, d, total):
+def _bias_relu_back(y, g, d):
     zero, one = y.dtype.type(0), y.dtype.type(1)
-    total[:] = zero
     for i in range(y.shape[0]):
         row, up, out = y[i], g[i], d[i]
         for j in range(row.size):
-            e = up[j] * (one if row[j] != zero else zero)
-            out[j] = e
-            total[j] += e
+            out[j] = up[j] * (one if row[j] != zero else zero)
 
 
 def bent(xp, y, bias, activation):
-    "`activation` of `y + bias`, in place; and the way back to a cotangent of `y`, and of `bias`."
+    "`activation` of `y + bias`, in place; and what makes of its cotangent that of `y`, or None."
     if activation != "relu":
         return in_place.bent(xp, y, bias, activation, _BENDS)
-    size = bias.size
     _bias_relu(y, _flat(_plain(bias, y.dtype)))
 
     def back(g):
-        d, total = xp.empty_like(y), xp.empty(size, y.dtype)
-        _bias_relu_back(y, _plain(g, y.dtype), d, total)
-        return d, total
+        d = xp.empty_like(y)
+        _bias_relu_back(y, _plain(g, y.dtype), d)
+        return d
 
     return y, back
 
