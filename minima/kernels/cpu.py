@@ -25,7 +25,8 @@ What always holds:
 A function is compiled at its first call, once for `float32` and once for `float64`; that takes
 tenths of a second. The result is kept on disk: in `__pycache__` beside this file or, where nobody
 may write, in the user's cache folder, or where the variable `NUMBA_CACHE_DIR` says. If there is no
-such place, each process compiles anew.
+such place, each process compiles anew. numba notices when a file has changed, but not when one has
+that this file uses: whoever edits the functions below deletes the `.nbi` files of other kernels.
 
 What is left out: several threads, which would fight with those of the matrix product.
 """
@@ -103,7 +104,8 @@ def _leaky_relu_back(x, g, d, negative_slope):
 # %% ../../nbs/72_kernels_cpu.ipynb #667699b3
 # ---- functions of one number, in either precision ----
 
-_inlined = {"jit_options": {"fastmath": {"contract"}, "error_model": "numpy"}}
+_how = {"fastmath": {"contract"}, "error_model": "numpy", "forceinline": True}
+_inlined = {"jit_options": _how}  # else a long function stays one, and its loop without vectors
 
 
 def _kinds(number):
@@ -404,16 +406,21 @@ _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 @_loop
 def draw_bits(seed, offset, first, words):
     "Fill `words` (n, 4), of 32 bits, with `n` blocks of draw (`seed`, `offset`) from `first` on."
-    for i in range(words.shape[0]):
+    x, y = np.empty((2, words.shape[0]), np.uint64)
+    for i in range(x.size):
         block = np.uint64(first + i)
-        c0, c1, c2, c3 = block & _LOW, block >> _HALF, offset & _LOW, offset >> _HALF
-        k0, k1 = seed & _LOW, seed >> _HALF
-        for _ in range(7):
-            p, q = c0 * _M0, c2 * _M1
-            c0, c2 = (q >> _HALF) ^ c1 ^ k0, (p >> _HALF) ^ c3 ^ k1
-            c1, c3 = q & _LOW, p & _LOW
-            k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
-        words[i, 0], words[i, 1], words[i, 2], words[i, 3] = c0, c1, c2, c3
+        x[i] = block << _HALF | block >> _HALF
+        y[i] = offset << _HALF | offset >> _HALF
+    k0, k1 = seed & _LOW, seed >> _HALF
+    for _ in range(7):
+        for i in range(x.size):
+            c, d = x[i], y[i]
+            x[i] = _M1 * (d >> _HALF) ^ (c ^ k0) << _HALF
+            y[i] = _M0 * (c >> _HALF) ^ (d ^ k1) << _HALF
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    for i in range(x.size):
+        words[i, 0], words[i, 1] = x[i] >> _HALF, x[i] & _LOW
+        words[i, 2], words[i, 3] = y[i] >> _HALF, y[i] & _LOW
 
 
 @_loop
