@@ -548,16 +548,21 @@ _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 @_loop
 def draw_bits(seed, offset, first, words):
     "Fill `words` (n, 4), of 32 bits, with `n` blocks of draw (`seed`, `offset`) from `first` on."
-    for i in range(words.shape[0]):
+    x, y = np.empty((2, words.shape[0]), np.uint64)
+    for i in range(x.size):
         block = np.uint64(first + i)
-        c0, c1, c2, c3 = block & _LOW, block >> _HALF, offset & _LOW, offset >> _HALF
-        k0, k1 = seed & _LOW, seed >> _HALF
-        for _ in range(7):
-            p, q = c0 * _M0, c2 * _M1
-            c0, c2 = (q >> _HALF) ^ c1 ^ k0, (p >> _HALF) ^ c3 ^ k1
-            c1, c3 = q & _LOW, p & _LOW
-            k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
-        words[i, 0], words[i, 1], words[i, 2], words[i, 3] = c0, c1, c2, c3
+        x[i] = block << _HALF | block >> _HALF
+        y[i] = offset << _HALF | offset >> _HALF
+    k0, k1 = seed & _LOW, seed >> _HALF
+    for _ in range(7):
+        for i in range(x.size):
+            c, d = x[i], y[i]
+            x[i] = _M1 * (d >> _HALF) ^ (c ^ k0) << _HALF
+            y[i] = _M0 * (c >> _HALF) ^ (d ^ k1) << _HALF
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    for i in range(x.size):
+        words[i, 0], words[i, 1] = x[i] >> _HALF, x[i] & _LOW
+        words[i, 2], words[i, 3] = y[i] >> _HALF, y[i] & _LOW
 
 
 @_loop

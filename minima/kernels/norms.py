@@ -135,10 +135,10 @@ def _row(a, fill, like):
 
 
 def _as_numbers(drop):
-    "Seed, offset, threshold and scale, of such types that a loop compiled once takes them all."
+    "Seed, offset, threshold and scale: numbers of fixed types, for a loop that is compiled once."
     p, seed, offset = drop or (0.0, 0, 0)
     scale = 1 / (1 - p) if p < 1 else 0.0
-    return np.uint64(seed), np.uint64(offset), round(p * 65536), scale
+    return np.uint64(seed), np.uint64(offset), np.uint16(min(round(p * 65536), 65535)), scale
 
 
 def _forward(x, residual, weight, bias, drop, eps, z):
