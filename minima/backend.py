@@ -268,7 +268,7 @@ def _find(array_type):
 # %% ../nbs/00_backend.ipynb #121f829c
 # ---- kernels ----
 
-_compiled = os.environ.get("MINIMA_NUMBA", "1") != "0"  # whether modules of kernels are imported
+_compiled = os.environ.get("MINIMA_NUMBA", "1") != "0"  # whether there shall be compiled kernels
 
 
 class Kernels:
@@ -283,10 +283,11 @@ class Kernels:
         self,
         backend,  # the name of a backend, such as `"cpu"`
         home=None,  # the module that will register the kernel, imported when it is first wanted
+        compiled=True,  # whether that module needs a compiler
     ):
         "A decorator for the kernel on `backend`; or, with `home`, a note where it will be found."
         if home is not None:
-            self.homes.setdefault(backend, []).append(home)
+            self.homes.setdefault(backend, []).extend([home] * (_compiled or not compiled))
             return None
         return lambda function: self.known.__setitem__(backend, function) or function
 
@@ -297,7 +298,7 @@ class Kernels:
         "The kernel on `backend`, or None."
         if not Kernels.on:
             return None
-        for home in self.homes.pop(backend, ()) if _compiled else ():
+        for home in self.homes.pop(backend, ()):
             try:
                 import_module(home)
             except ModuleNotFoundError:

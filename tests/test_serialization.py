@@ -1,6 +1,7 @@
 "Weights on disk: there and back, the official library, hostile files, accidents, PyTorch."
 
 import builtins
+import errno
 import json
 import os
 import random
@@ -9,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tracemalloc
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -662,6 +664,101 @@ def test_a_failed_save_leaves_what_was_there(when, there, monkeypatch, tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     save({"x": np.zeros(2)}, path)  # and afterwards it works
     assert load(path)["x"].tolist() == [0, 0] and len(list(tmp_path.iterdir())) == 1
+
+
+# ---- what killed processes leave ----
+
+LEFT = ".minima-0123456789abcdef.part"
+NOT_OURS = [
+    ".minima-0123456789abcdef.part2", "minima-0123456789abcdef.part", ".minima-.part", ".part",
+    ".minima-0123456789ABCDEF.part", ".0123456789abcdef.part", "x.part",
+]  # fmt: skip
+
+
+def hidden(folder):
+    return {path.name for path in folder.iterdir() if path.name.endswith((".part", ".part2"))}
+
+
+def test_the_next_save_removes_what_a_killed_one_has_left_and_nothing_else(tmp_path):
+    for name in [LEFT, *NOT_OURS, LEFT.replace("0", "f")]:
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "below").mkdir()
+    (tmp_path / "below" / LEFT).write_bytes(b"half")
+    save({"x": np.ones(3)}, tmp_path / "x")
+    assert hidden(tmp_path) == set(NOT_OURS) and hidden(tmp_path / "below") == {LEFT}
+
+
+def test_a_save_leaves_alone_what_another_one_is_writing(tmp_path):
+    with serialization._replacing(tmp_path / "slow") as file:
+        file.write(b"half")
+        (here,) = hidden(tmp_path)
+        (tmp_path / LEFT).write_bytes(b"half")
+        with serialization._replacing(tmp_path / "second") as other:
+            other.write(b"whole")
+        save({"x": np.ones(3)}, tmp_path / "x")
+        assert hidden(tmp_path) == {here, LEFT}  # nobody can say whose that one is
+        file.write(b" and half")
+    assert (tmp_path / "slow").read_bytes() == b"half and half"
+    save({"x": np.ones(3)}, tmp_path / "x")
+    assert hidden(tmp_path) == set()
+
+
+def test_who_began_while_another_was_writing_is_left_alone_when_that_one_is_done(tmp_path):
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(serialization._replacing(tmp_path / "first"))
+        file = second.enter_context(serialization._replacing(tmp_path / "second"))
+        first.close()
+        save({"x": np.ones(3)}, tmp_path / "x")
+        assert len(hidden(tmp_path)) == 1
+        file.write(b"whole")
+    assert (tmp_path / "second").read_bytes() == b"whole" and hidden(tmp_path) == set()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes to fork on this system")
+def test_another_process_is_left_alone_until_it_is_dead(tmp_path):
+    program = (
+        "import sys, time; from minima import serialization\n"
+        "with serialization._replacing(sys.argv[1]) as file:\n"
+        "    file.write(b'half'); file.flush(); print('ready', flush=True); sys.stdin.read()\n"
+    )
+    words = [sys.executable, "-c", program, str(tmp_path / "theirs")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        save({"x": np.ones(3)}, tmp_path / "x")
+        assert len(hidden(tmp_path)) == 1
+        process.kill()
+    assert len(hidden(tmp_path)) == 1
+    save({"x": np.ones(3)}, tmp_path / "x")
+    assert hidden(tmp_path) == set() and not (tmp_path / "theirs").exists()
+
+
+def refused(*arguments):
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+@pytest.mark.parametrize("lack", ["no module", "no locks", "a folder that cannot be listed"])
+def test_without_locks_nothing_is_removed_and_all_is_saved(lack, monkeypatch, tmp_path):
+    (tmp_path / LEFT).write_bytes(b"half")
+    if lack == "no module":
+        monkeypatch.setitem(sys.modules, "fcntl", None)
+    elif lack == "no locks":
+        fcntl = pytest.importorskip("fcntl")
+        monkeypatch.setattr(fcntl, "flock", refused)
+    else:
+        monkeypatch.setattr(os, "open", refused)
+    save({"x": np.ones(3)}, tmp_path / "x")
+    assert load(tmp_path / "x")["x"].tolist() == [1, 1, 1] and hidden(tmp_path) == {LEFT}
+
+
+def test_no_descriptor_stays_open(tmp_path):
+    if not os.path.isdir("/proc/self/fd"):
+        pytest.skip("no way to count descriptors on this system")
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        save({"x": np.ones(3)}, tmp_path / "x")
+        with pytest.raises(Accident), serialization._replacing(tmp_path / "y"):
+            raise Accident
+    assert len(os.listdir("/proc/self/fd")) == before and hidden(tmp_path) == set()
 
 
 def test_the_data_reach_the_disk_before_the_name_does(monkeypatch, tmp_path):

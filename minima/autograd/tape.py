@@ -212,10 +212,10 @@ def op(
 
     apply = functools.wraps(rule)(read_two if len(names) == 2 and not options else read_many)
 
-    def kernel(backend, home=None):
+    def kernel(backend, home=None, compiled=True):
         "Let the decorated function, of the rule's signature, be read in its place on `backend`."
         readings.clear()
-        return readings.kernels.register(backend, home)
+        return readings.kernels.register(backend, home, compiled)
 
     def on(xp, *args, **settings):
         "This op inside another rule: its value on arrays, itself on Tensors."

@@ -211,6 +211,9 @@ Tensor.namespace = sys.modules[__name__]
 # %% ../../nbs/10_operators.ipynb #8685679e
 # ---- kernels ----
 
+for _op in (linear, cross_entropy):
+    _op.kernel("cpu", "minima.kernels.in_place", compiled=False)
+
 for _op in (
     cross_entropy,
     gelu,

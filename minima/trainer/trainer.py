@@ -159,9 +159,9 @@ class Trainer:
         if self.lint:
             _tell(before_training(state.model, state.loss_fn, state.optimizers))
         with self._ctrl_c, ExitStack() as stack:
+            stack.enter_context(blaming(lambda: f"in {state.timestamp}; fit() goes on from there"))
             for thing in (*state.callbacks, *state.loggers):
                 stack.callback(getattr(thing, "close", lambda: None))
-            stack.enter_context(blaming(lambda: f"in {state.timestamp}; fit() goes on from there"))
             run_event(Event.FIT_START, state)
             self._settle()
             while not self._finished():
@@ -284,18 +284,17 @@ class Trainer:
         return [*work, "save_checkpoint"] if saves else work
 
     def _settle(self):
-        "Do what is owed. Of what fails, an evaluation or a checkpoint is owed still; all else not."
+        "Do what is owed. Work that fails is owed still; an event is told once."
         while self._owed:
             first, *rest = self._owed
-            if first in ("_evaluate", "save_checkpoint"):
-                getattr(self, first)()
-            self._owed = rest
             if first in [*Event]:
+                self._owed = rest
                 run_event(Event(first), self.state)
-            elif first == "_end_epoch":
-                self._end_epoch()
             elif isinstance(first, int):
                 self._step_schedule(self.state.schedulers[first])
+            else:
+                getattr(self, first)()
+            self._owed = rest
 
     def _evaluate(self):
         "Evaluate, and keep what comes out."

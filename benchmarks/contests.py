@@ -1,0 +1,303 @@
+"""What is measured: contests, in each of which rivals do the same work from the same numbers.
+
+A contest is made by a function without arguments, listed in `CONTESTS` by the name of its row. The
+first of its rivals is the one that the others are compared with. `work` says how many floating-point
+operations one call takes, or how many bytes it cannot avoid to move, so that times can be compared
+with what the machine can do.
+"""
+
+import warnings
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+import minima as mi
+from minima import nn, optim
+from minima.serialization import torch_state
+
+
+@dataclass
+class Contest:
+    "Rivals by name, and what one call of them amounts to."
+
+    rivals: dict
+    work: dict = field(default_factory=dict)  # "flop" or "byte": how many in a call
+    calls: int = 200  # in a round
+    goals: dict = field(default_factory=dict)  # by name of a reference: without numba, and with
+
+
+# ---- single operations ----
+
+
+def product():
+    "`a * b` on 64 floats, recorded."
+    x, y = np.random.default_rng(0).normal(size=(2, 64)).astype("float32")
+    a, b = (mi.Tensor(v, requires_grad=True) for v in (x, y))
+    p, q = (torch.tensor(v, requires_grad=True) for v in (x, y))
+    rivals = {"torch": lambda: p * q, "minima": lambda: a * b, "numpy": lambda: x * y}
+    return Contest(rivals, calls=2000, goals={"torch": (1.4, None)})
+
+
+def chain(length=20):
+    "A chain of products on 64 floats, forward and backward."
+    x, y = np.random.default_rng(0).normal(size=(2, 64)).astype("float32")
+    ones = np.ones(64, "float32")
+
+    def forward_backward(start, factor, cotangent):
+        def run():
+            out = start
+            for _ in range(length):
+                out = out * factor
+            start.grad = factor.grad = None
+            out.backward(cotangent)
+
+        return run
+
+    def by_hand():
+        out = [x]
+        for _ in range(length):
+            out.append(out[-1] * y)
+        g, dy = ones, 0.0
+        for value in reversed(out[:-1]):
+            dy = dy + g * value
+            g = g * y
+
+    theirs = [torch.tensor(v, requires_grad=i < 2) for i, v in enumerate((x, y, ones))]
+    ours = [mi.Tensor(v, requires_grad=i < 2) for i, v in enumerate((x, y, ones))]
+    rivals = {
+        "torch": forward_backward(*theirs),
+        "minima": forward_backward(*ours),
+        "numpy": by_hand,
+    }
+    return Contest(rivals, calls=max(1, 4000 // length), goals={"torch": (2.1, None)})
+
+
+# ---- training steps ----
+
+
+def step_of(model, optimizer, loss_fn, x, y):
+    "A training step: what PyTorch's users and minima's write alike."
+
+    def step():
+        optimizer.zero_grad()
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def layers(library, sizes, norm, dropout):
+    "A perceptron of these sizes, with ReLUs between, in `torch.nn` or `minima.nn`."
+    members = []
+    for i, (n, m) in enumerate(zip(sizes, sizes[1:])):
+        members.append(library.Linear(n, m))
+        if i < len(sizes) - 2:
+            members += [library.LayerNorm(m)] * norm + [library.ReLU()]
+            members += [library.Dropout(dropout)] * bool(dropout)
+    return library.Sequential(*members)
+
+
+def twins(make, x, y):
+    "Training steps, by name, of models that `make(library)` makes, from the same weights."
+    mi.manual_seed(0)
+    ours = make(nn)
+    adam = optim.Adam(ours.parameters())
+    loss_fn = nn.CrossEntropyLoss()
+    steps = {"minima": step_of(ours, adam, loss_fn, mi.Tensor(x), mi.Tensor(y))}
+    state = {k: torch.tensor(np.asarray(v)) for k, v in torch_state(ours).items()}
+    for name, options in (("torch", {}), ("torch, fused", {"fused": True}),
+                          ("torch, foreach", {"foreach": True})):  # fmt: skip
+        theirs = make(torch.nn)
+        theirs.load_state_dict(state)
+        adam = torch.optim.Adam(theirs.parameters(), **options)
+        loss_fn = torch.nn.CrossEntropyLoss()
+        steps[name] = step_of(theirs, adam, loss_fn, torch.tensor(x), torch.tensor(y))
+    return {name: steps[name] for name in ("torch", "torch, fused", "torch, foreach", "minima")}
+
+
+def by_hand(sizes, x, y):
+    "The step of a plain perceptron in NumPy: the control."
+    rng = np.random.default_rng(0)
+    w = [rng.normal(scale=0.1, size=s).astype("float32") for s in zip(sizes, sizes[1:])]
+    b = [np.zeros((1, n), "float32") for n in sizes[1:]]
+    memory = [(p, np.zeros_like(p), np.zeros_like(p)) for p in (*w, *b)]
+    target, t = np.eye(sizes[-1], dtype="float32")[y], 0
+
+    def step():
+        nonlocal t
+        hidden = [x]
+        for weight, bias in zip(w, b):
+            hidden.append(np.maximum(hidden[-1] @ weight + bias, 0))
+        z = hidden[-2] @ w[-1] + b[-1]
+        e = np.exp(z - z.max(axis=1, keepdims=True))
+        p = e / e.sum(axis=1, keepdims=True)
+        loss = -np.log((p * target).sum(axis=1)).mean()
+        g, dw, db = (p - target) / len(x), [], []
+        for i in reversed(range(len(w))):
+            dw.insert(0, hidden[i].T @ g)
+            db.insert(0, g.sum(axis=0, keepdims=True))
+            g = (g @ w[i].T) * (hidden[i] > 0) if i else None
+        t += 1
+        for (q, m, v), g in zip(memory, (*dw, *db)):
+            m += 0.1 * (g - m)
+            v += 0.001 * (g * g - v)
+            q -= 1e-3 / (1 - 0.9**t) * m / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        return loss
+
+    return step
+
+
+def perceptron(sizes, batch, norm=False, dropout=0.0, goals=None):
+    "A training step of a perceptron with Adam."
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(batch, sizes[0])).astype("float32")
+    y = rng.integers(0, sizes[-1], batch)
+    rivals = twins(lambda library: layers(library, sizes, norm, dropout), x, y)
+    if not dropout:
+        check_alike(rivals)
+    if not norm and not dropout:
+        rivals["numpy"] = by_hand(sizes, x, y)
+        rivals |= others(sizes, x, y)
+    flop = sum(6 * batch * n * m for n, m in zip(sizes, sizes[1:])) - 2 * batch * sizes[0] * sizes[1]
+    calls = int(np.clip(2e8 / flop, 4, 200))
+    return Contest(rivals, {"flop": flop}, calls, goals or {})
+
+
+def check_alike(rivals, steps=20):
+    "Raise AssertionError unless all train alike."
+    ends = {name: [float(step().detach()) for _ in range(steps)][-1] for name, step in rivals.items()}
+    assert max(ends.values()) - min(ends.values()) < 1e-3, ends
+
+
+def others(sizes, x, y):
+    "The step in other frameworks, if they are installed."
+    found = {}
+    for name in ("jax", "autograd", "tinygrad"):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                import rivals_elsewhere
+
+                found |= getattr(rivals_elsewhere, name)(sizes, x, y)
+        except ImportError:
+            pass
+    return found
+
+
+def attention(library):
+    "A block of a transformer, 128 wide, with 4 heads, in either library: plain operations."
+    width, heads = 128, 4
+    lib = torch if library is torch.nn else mi
+
+    class Block(library.Module):
+        def __init__(self):
+            super().__init__()
+            self.before, self.behind = library.LayerNorm(width), library.LayerNorm(width)
+            self.three, self.out = library.Linear(width, 3 * width), library.Linear(width, width)
+            self.wide, self.back = library.Linear(width, 4 * width), library.Linear(4 * width, width)
+            self.gelu = library.GELU()
+
+        def forward(self, x):
+            batch, time, _ = x.shape
+            split = self.three(self.before(x)).reshape(batch, time, 3, heads, width // heads)
+            q, k, v = (split[:, :, i] for i in range(3))
+            q, v = (a.permute((0, 2, 1, 3)) for a in (q, v))
+            scores = q @ k.permute((0, 2, 3, 1)) * (width // heads) ** -0.5
+            mixed = lib.softmax(scores, -1) @ v
+            x = x + self.out(mixed.permute((0, 2, 1, 3)).reshape(batch, time, width))
+            return x + self.back(self.gelu(self.wide(self.behind(x))))
+
+    class Classifier(library.Module):
+        def __init__(self):
+            super().__init__()
+            self.block, self.head = Block(), library.Linear(width, 10)
+
+        def forward(self, x):
+            return self.head(self.block(x).mean(1))
+
+    return Classifier()
+
+
+def transformer():
+    "A training step of a transformer block, batch 8, 64 tokens."
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(8, 64, 128)).astype("float32")
+    rivals = twins(attention, x, rng.integers(0, 10, 8))
+    check_alike(rivals)
+    flop = 6 * 8 * 64 * (12 * 128**2 + 2 * 64 * 128)
+    return Contest(rivals, {"flop": flop}, 4, {"torch, fastest": (1.05, 1.2)})
+
+
+# ---- dropout and layer norm ----
+
+
+def there_and_back(layer, x, g):
+    "A layer forward and backward, for gradients of its input and its parameters."
+    parameters = [*layer.parameters()]
+
+    def run():
+        x.grad = None
+        for p in parameters:
+            p.grad = None
+        layer(x).backward(g)
+
+    return run
+
+
+def norm(shape, dropout, goals):
+    "Layer norm behind dropout, forward and backward, in one layer or (in PyTorch) two."
+    rng = np.random.default_rng(0)
+    x, g = rng.normal(size=(2, *shape)).astype("float32")
+    theirs, ours = torch.nn.LayerNorm(shape[-1]), nn.LayerNorm(shape[-1])
+    if dropout:
+        theirs = torch.nn.Sequential(torch.nn.Dropout(dropout), theirs)
+        ours = nn.FusedDropoutLayerNorm(shape[-1], dropout=dropout)
+    rivals = {
+        "torch": there_and_back(
+            theirs, torch.tensor(x, requires_grad=True), torch.tensor(g)
+        ),
+        "minima": there_and_back(ours, mi.Tensor(x, requires_grad=True), mi.Tensor(g)),
+    }
+    calls = int(np.clip(2e6 / x.size, 1, 100))
+    return Contest(rivals, {"byte": 20 * x.size}, calls, {"torch": goals})
+
+
+SHAPES = [(32, 512), (128, 512), (1024, 1024), (8192, 1024), (4096, 4096)]
+
+CONTESTS = {
+    "a * b, 64 floats": product,
+    "a chain of 20, forward and backward": chain,
+    "digits 64-64-10, batch 32": lambda: perceptron(
+        (64, 64, 10), 32, goals={"torch": (4, 7), "torch, fastest": (2.5, 4.5)}
+    ),
+    "784-128-10, batch 64": lambda: perceptron(
+        (784, 128, 10), 64, goals={"torch, fastest": (1.15, 1.5)}
+    ),
+    "784-512-512-10, batch 128, LayerNorm, dropout": lambda: perceptron(
+        (784, 512, 512, 10), 128, True, 0.1, goals={"torch, fastest": (1.1, 1.4)}
+    ),
+    "transformer block, 8 x 64 x 128": transformer,
+} | {
+    f"dropout + LayerNorm {r} x {c}": lambda r=r, c=c: norm(
+        (r, c), 0.1, (1.7 if r * c <= 2**20 else 3.5, 4.5)
+    )
+    for r, c in SHAPES
+} | {
+    f"LayerNorm {r} x {c}": lambda r=r, c=c: norm((r, c), 0.0, (None, 1.4)) for r, c in SHAPES
+}  # fmt: skip
+
+GROWTH = {
+    "a chain, by its length": {n: lambda n=n: chain(n) for n in (1, 10, 100, 1000, 10000)},
+    "a step of n-n-10, batch 32, by n": {
+        n: lambda n=n: perceptron((n, n, 10), 32) for n in (16, 64, 256, 1024)
+    },
+    "a step of 64 wide layers, batch 32, by their number": {
+        n: lambda n=n: perceptron((*[64] * n, 10), 32) for n in (2, 4, 8, 16)
+    },
+    "a step of 256-256-10, by the batch": {
+        n: lambda n=n: perceptron((256, 256, 10), n) for n in (1, 8, 64, 512)
+    },
+}
