@@ -21,7 +21,7 @@ from minima.operators.fused import (
     norm_and_sum,
     numpy_parts,
 )
-from minima.random import Generator, keep_mask
+from minima.random import Generator, keep_mask, random_bits
 from minima.testing import gradcheck, vs_torch
 
 try:
@@ -53,6 +53,16 @@ def test_the_rules_mask_is_that_of_keep_mask(shape, p, seed, offset):
         with mode():
             found = dropout_mask(Tensor(words(seed, offset)), shape=shape, p=p).numpy()
         assert found.dtype == bool and found.shape == shape and (found == expected).all()
+
+
+def test_a_number_at_the_threshold_is_kept_and_p_is_rounded():
+    draw, bits = Tensor(words(5, 6)), random_bits(5, 6, 64)
+    for i, shift in itertools.product(range(16), (-0.4, 0.0, 0.4, 0.6)):
+        p = (int(bits[i]) + shift) / 65536
+        for mode in (kernels_off, nullcontext):
+            with mode():
+                found = dropout_mask(draw, shape=(64,), p=p).numpy()
+            assert (found == keep_mask(64, p, 5, 6)).all() and found[i] == (shift < 0.5)
 
 
 def test_ten_million_draws_keep_what_they_should():
@@ -175,14 +185,36 @@ def _summed(g, shape):
     return g.sum(axis=axes, keepdims=True)
 
 
+@pytest.mark.parametrize("parts", [pytest.param(lambda *a: _parts(*a[:-1]), id="rule"), *KERNELS])
+def test_numbers_far_from_zero_have_the_variance_that_they_have(parts):
+    x = (1000 + 0.01 * some((3, 700))).astype("float32")
+    wide = x.astype("float64")
+    expected = (wide - wide.mean(1, keepdims=True)) / wide.std(1, keepdims=True)
+    y, _, _ = parts(np, x, None, None, None, None, 0.0, 1e-12, False)
+    assert abs(y - expected).max() < 0.02
+
+
+@pytest.mark.parametrize("mode", [kernels_off, nullcontext])
+def test_what_is_not_said_drops_nothing_and_eps_is_that_of_layer_norm(mode):
+    x, draw = Tensor(some((4, 6)) * 0.01), Tensor(words(1, 2))
+    with mode():
+        for eps, how in ((1e-5, {}), (0.1, {"eps": 0.1})):
+            expected = F.layer_norm(x, (6,), eps=eps)
+            y, z = norm_and_sum(x, draw=draw, **how)
+            for found in (dropout_add_layer_norm(x, draw=draw, **how), y):
+                np.testing.assert_allclose(found, expected, rtol=1e-10)
+            np.testing.assert_array_equal(z, x)
+
+
 # ---- gradients ----
 
 
 def test_gradients_to_second_order_with_one_value_and_with_two():
     args = [some((3, 5)), some((3, 5), seed=1), some(5, seed=2), some(5, seed=3)]
     draw = Tensor(words(5, 6))
-    one = lambda *a: dropout_add_layer_norm(*a, draw, p=0.4)
-    assert gradcheck(one, args, order=2)
+    for pair in (draw, draw.numpy()):
+        one = lambda *a, pair=pair: dropout_add_layer_norm(*a, pair, p=0.4)
+        assert gradcheck(one, args, order=2)
     two = lambda *a: ops.multiply(*norm_and_sum(*a, draw, p=0.4))
     assert gradcheck(two, args, order=2)
     assert gradcheck(lambda *a: norm_and_sum(*a, draw, p=0.4)[1], args, order=2)

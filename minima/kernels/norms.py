@@ -25,7 +25,7 @@ import numpy as np
 from .. import operators as ops
 from ..autograd.tape import asked_once
 from .cpu import _loop, compiled, draw_bits
-from ..operators.fused import numpy_parts, register_parts, rows_parts
+from ..operators.fused import register_parts, rows_parts
 
 # %% ../../nbs/73_kernels_norm.ipynb #540d281a
 # ---- one row ----
@@ -160,7 +160,7 @@ def _backward(g, h, x, residual, weight, drop, mean, r, z):
     return dx, dz, dw, db
 
 
-parts = register_parts(rows_parts(_forward, _backward, otherwise=numpy_parts))
+parts = register_parts(rows_parts(_forward, _backward))
 
 # %% ../../nbs/73_kernels_norm.ipynb #3cf02696
 def _as_row(t, sizes):

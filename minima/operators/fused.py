@@ -50,7 +50,7 @@ def dropout_mask(xp, draw, *, shape, p):
 @dropout_mask.kernel("cpu")
 def _keep_mask(xp, draw, *, shape, p):
     "`dropout_mask`, by NumPy's own version of Philox."
-    return keep_mask(shape, p, int(draw[0]), int(draw[1]))
+    return keep_mask(shape, p, *draw)
 
 # %% ../../nbs/70_fused.ipynb #b7852731
 # ---- the rule ----
@@ -125,9 +125,7 @@ class _Gate:
 
 
 @op
-def _norm_and_sum(
-    xp, x, residual=None, weight=None, bias=None, draw=None, *, p=0.0, eps=1e-5, gate
-):
+def _norm_and_sum(xp, x, residual=None, weight=None, bias=None, draw=None, *, p, eps, gate):
     "A token; the norm y and the sum z are behind the `gate`."
     return gate.open(xp, *_parts(xp, x, residual, weight, bias, draw, p, eps))
 
@@ -172,16 +170,14 @@ def _like_rows(a, dim, dtype):
 def rows_parts(
     forward,  # of x, residual, weight, bias, drop, eps, z: fills z unless None; y, mean, scale
     backward,  # of g, h, x, residual, weight, drop, mean, scale, z: the four gradients
-    otherwise=None,  # the parts for arguments that do not fit; None means those of the rule
 ):
     "The parts of the operation, made by two functions of matrices of rows."
 
-    def parts(xp, x, residual, weight, bias, draw, p, eps, wants_z):
+    def parts(library, x, residual, weight, bias, draw, p, eps, wants_z):
         if not _fits(x, residual, weight, bias):
-            others = (x, residual, weight, bias, draw, p, eps)
-            return otherwise(xp, *others, wants_z) if otherwise else _parts(xp, *others)
+            return _parts(library, x, residual, weight, bias, draw, p, eps)
         shape, dim, dtype = x.shape, x.shape[-1], x.dtype
-        drop = None if draw is None or p == 0 else (p, int(draw[0]), int(draw[1]))
+        drop = None if draw is None or p == 0 else (p, *draw)
         x, residual = _like_rows(x, dim, dtype), _like_rows(residual, dim, dtype)
         z = np.empty_like(x) if wants_z else None
         y, mean, r = forward(x, residual, weight, bias, drop, eps, z)
@@ -214,7 +210,7 @@ def register_parts(
         return y, *pulls
 
     @_norm_and_sum.kernel("cpu")
-    def both(xp, x, residual=None, weight=None, bias=None, draw=None, *, p=0.0, eps=1e-5, gate):
+    def both(xp, x, residual=None, weight=None, bias=None, draw=None, *, p, eps, gate):
         return gate.open(xp, *parts(xp, x, residual, weight, bias, draw, p, eps, True))
 
     return parts
