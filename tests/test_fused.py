@@ -19,7 +19,8 @@ from minima.operators.fused import (
     dropout_add_layer_norm,
     dropout_mask,
     norm_and_sum,
-    numpy_parts,
+    register_parts,
+    rows_parts,
 )
 from minima.random import Generator, keep_mask, random_bits
 from minima.testing import gradcheck, vs_torch
@@ -28,8 +29,8 @@ try:
     from minima.kernels import norms
 except ImportError:
     norms = None
-KERNELS = [pytest.param(numpy_parts, id="numpy")]
-KERNELS += [pytest.param(norms.parts, id="numba")] if norms else []
+KERNELS = [pytest.param(fused, id="numpy")]
+KERNELS += [pytest.param(norms, id="numba")] if norms else []
 LARGEST = 2**64 - 1
 
 
@@ -84,13 +85,20 @@ def test_neighbouring_seeds_offsets_and_rows_are_not_correlated():
 
 # ---- kernels and the rule ----
 
+
+def made_by(kernel):
+    "The parts of the operation, made anew of the functions of a module of kernels."
+    return rows_parts(kernel._forward, kernel._backward)
+
+
 SHAPES = [(7, 5), (3, 4, 9), (1, 1), (5, 1), (150, 13), (6,), (2, 700)]
 
 
-@pytest.mark.parametrize("parts", KERNELS)
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("dtype, rtol", [("float32", 2e-5), ("float64", 1e-12)])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_kernel_gives_the_numbers_of_the_rule(shape, dtype, rtol, parts, monkeypatch):
+def test_a_kernel_gives_the_numbers_of_the_rule(shape, dtype, rtol, kernel, monkeypatch):
+    parts = made_by(kernel)
     monkeypatch.setattr(fused, "_BLOCK", 64)  # several blocks, and rows longer than a block
     x, residual, g, h = (some(shape, dtype, i) for i in range(4))
     weight, bias = some(shape[-1:], dtype, 5), some(shape[-1:], dtype, 6)
@@ -113,8 +121,9 @@ def test_a_kernel_gives_the_numbers_of_the_rule(shape, dtype, rtol, parts, monke
             np.testing.assert_allclose(b, a, rtol=rtol, atol=rtol * scale)
 
 
-@pytest.mark.parametrize("parts", KERNELS)
-def test_a_kernel_writes_into_nothing_that_it_is_given_and_repeats_itself(parts):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_a_kernel_writes_into_nothing_that_it_is_given_and_repeats_itself(kernel):
+    parts = made_by(kernel)
     arrays = [some((9, 6), seed=i) for i in range(4)] + [some(6), some(6, seed=1), words(3, 4)]
     before = copy.deepcopy(arrays)
     x, residual, g, h, weight, bias, draw = arrays
@@ -128,8 +137,9 @@ def test_a_kernel_writes_into_nothing_that_it_is_given_and_repeats_itself(parts)
     assert all((a == b).all() for a, b in zip(arrays, before))
 
 
-@pytest.mark.parametrize("parts", KERNELS)
-def test_what_does_not_fit_a_kernel_is_left_to_the_rule(parts):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_what_does_not_fit_a_kernel_is_left_to_the_rule(kernel):
+    parts = made_by(kernel)
     x, row, number = some((4, 6)), some(6), np.float64(2.0)
     strange = [
         (x, row, None, None), (x, None, some((4, 6)), None), (x, None, None, number),
@@ -146,8 +156,9 @@ def test_what_does_not_fit_a_kernel_is_left_to_the_rule(parts):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("parts", KERNELS)
-def test_rows_need_not_lie_one_behind_the_other(parts):
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_rows_need_not_lie_one_behind_the_other(kernel):
+    parts = made_by(kernel)
     x, g = some((6, 8)), some((8, 6), seed=1).T
     for a in (x[:, ::2], x.T, x[::-1], np.broadcast_to(x[:1], (6, 8))):
         expected = _parts(np, a, None, None, None, None, 0.0, 1e-5)
@@ -155,6 +166,41 @@ def test_rows_need_not_lie_one_behind_the_other(parts):
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-12)
         if a.shape == g.shape:
             np.testing.assert_allclose(found[2][0](g), expected[2][0](g), atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_gradients_are_those_of_the_cotangents_that_were_asked_with(kernel):
+    x, residual, g, h = (some((9, 6), seed=i) for i in range(4))
+    pulls = made_by(kernel)(np, x, residual, None, None, None, 0.0, 1e-5, True)[2]
+    asked = [(0, g, h), (1, 2 * g, h), (0, 2 * g, 3 * h), (1, 2 * g, h), (0, g, None)]
+    for i, up, other in asked:
+        expected = _parts(np, x, residual, None, None, None, 0.0, 1e-5)[2][i](up, other)
+        np.testing.assert_allclose(pulls[i](up, other), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_without_a_draw_nothing_is_dropped_whatever_p_is(kernel):
+    x = some((9, 6))
+    expected, found = (
+        parts(np, x, None, None, None, None, p, 1e-5, True)[0]
+        for parts, p in ((made_by(kernel), 0.0), (made_by(kernel), 0.4))
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_that_are_registered_have_the_defaults_of_the_rule(kernel):
+    before = dropout_add_layer_norm.readings.kernels.known["cpu"]
+    x, draw = Tensor(some((4, 6)) * 0.01), Tensor(words(1, 2))
+    try:
+        register_parts(made_by(kernel))
+        assert dropout_add_layer_norm.readings.kernels.known["cpu"] is not before
+        y = dropout_add_layer_norm(x, draw=draw)
+        np.testing.assert_allclose(y, F.layer_norm(x, (6,)), rtol=1e-10)
+        y, z = norm_and_sum(x, draw=draw, p=0.5)
+        np.testing.assert_allclose(y, F.layer_norm(z, (6,)), rtol=1e-10)
+    finally:
+        register_parts(made_by(norms or fused))
 
 
 @pytest.mark.skipif(norms is None, reason="numba is not installed, so nothing is compiled")
@@ -185,8 +231,9 @@ def _summed(g, shape):
     return g.sum(axis=axes, keepdims=True)
 
 
-@pytest.mark.parametrize("parts", [pytest.param(lambda *a: _parts(*a[:-1]), id="rule"), *KERNELS])
-def test_numbers_far_from_zero_have_the_variance_that_they_have(parts):
+@pytest.mark.parametrize("kernel", [pytest.param(None, id="rule"), *KERNELS])
+def test_numbers_far_from_zero_have_the_variance_that_they_have(kernel):
+    parts = made_by(kernel) if kernel else lambda *args: _parts(*args[:-1])
     x = (1000 + 0.01 * some((3, 700))).astype("float32")
     wide = x.astype("float64")
     expected = (wide - wide.mean(1, keepdims=True)) / wide.std(1, keepdims=True)

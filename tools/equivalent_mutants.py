@@ -6,6 +6,7 @@ FOR_SPEED = "left out where it does nothing, for speed"
 NO_VALUE = "the token between gates has a place in the order, and a value that nobody reads"
 REMEMBERED = "computed again instead of remembered: the same, slower"
 SAME_MEMORY = "memory that is used again saves time, and changes nothing"
+FEWER_BLOCKS = "no mask has 2**35 numbers"
 DISCARDED = "of a rule that is read on Tensors only the pullbacks are used"
 
 EQUIVALENT = {
@@ -96,4 +97,38 @@ EQUIVALENT = {
     "optim.clipping._norm: xp.astype(a != 0, a.dtype) -> a != 0": "a sum of booleans is a count",
     "optim.clipping._norm: kind == 1 -> False": "the general formula gives the same, slower",
     "optim.clipping._norm: kind == 2 -> False": "the general formula gives the same, slower",
+    # operators.fused
+    "operators.fused.dropout_mask: -n // 8 -> -n": "more blocks than are needed",
+    "operators.fused.dropout_mask: blocks & _LOW -> blocks": FEWER_BLOCKS,
+    "operators.fused.dropout_mask: blocks >> 32 -> blocks >> 33": FEWER_BLOCKS,
+    "operators.fused._parts: 1 / (1 - p) if p < 1 else 0.0 -> 1 / (1 - p) if p < 1 else 1.0":
+        "at p = 1 nothing is kept that could be scaled",
+    "operators.fused._factors: 1 / (1 - p) if p < 1 else 0 -> 1 / (1 - p) if p < 1 else 1":
+        "at p = 1 nothing is kept that could be scaled",
+    "operators.fused._factors: out.dtype.type(1 / (1 - p) if p < 1 else 0) -> "
+    "(1 / (1 - p) if p < 1 else 0)": "a wider product is rounded to the same number",
+    "operators.fused._behind: token -> g": NO_VALUE,
+    "operators.fused._behind: token -> (-token)": NO_VALUE,
+    "operators.fused.rows_parts: draw is None or p == 0 -> (draw is None)": FOR_SPEED,
+    "operators.fused.rows_parts: last[0] is not g or last[1] is not h or i not in last[2] -> True":
+        REMEMBERED,
+    "operators.fused.rows_parts: i < 2 and len(shape) != 2 -> (i < 2)": FOR_SPEED,
+    "operators.fused.rows_parts: len(shape) -> shape": FOR_SPEED,
+    "operators.fused._pieces: max(1, _BLOCK // x.shape[1]) -> max(2, _BLOCK // x.shape[1])":
+        SAME_MEMORY,
+    "operators.fused._pieces: _BLOCK // x.shape[1] -> _BLOCK": SAME_MEMORY,
+    "operators.fused._pieces: max(1, _BLOCK // x.shape[1]) -> 1": SAME_MEMORY,
+    "operators.fused._factors: np.multiply(keep, out.dtype.type(1 / (1 - p) if p < 1 else 0), "
+    "out=out) -> np.multiply(keep, out.dtype.type(1 / (1 - p) if p < 1 else 0))": SAME_MEMORY,
+    "operators.fused._total: np.multiply(x[rows], factors, out=out) -> "
+    "np.multiply(x[rows], factors)": SAME_MEMORY,
+    "operators.fused._total: np.add(a, residual[rows], out=out) -> np.add(a, residual[rows])":
+        SAME_MEMORY,
+    "operators.fused._forward: x[pieces[0]] -> x": SAME_MEMORY,
+    "operators.fused._forward: np.sqrt(s, out=s) -> np.sqrt(s)": SAME_MEMORY,
+    "operators.fused._backward: None if residual is None else np.empty_like(x) -> np.empty_like(x)":
+        SAME_MEMORY,
+    "operators.fused._backward: x[pieces[0]] -> x": SAME_MEMORY,
+    "operators.fused._backward: _total(x, residual, rows, factors, n) if z is None else z[rows] -> "
+    "_total(x, residual, rows, factors, n)": REMEMBERED,
 }  # fmt: skip

@@ -281,7 +281,7 @@ def _backward(g, h, x, residual, weight, drop, mean, r, z):
         np.subtract(a, mean[rows], out=n)
         n *= r[rows]
         dw += np.einsum("ij,ij->j", g[rows], n)
-        db += np.add.reduce(g[rows], axis=0)
+        db += np.add.reduce(g[rows])
         np.multiply(g[rows], 1 if weight is None else weight, out=u)
         across = np.einsum("ij,ij->i", u, n)[:, None]
         across /= dim
