@@ -1,8 +1,8 @@
 """What is measured: contests, in each of which rivals do the same work from the same numbers.
 
 A contest is made by a function without arguments, listed in `CONTESTS` by the name of its row. The
-first of its rivals is the one that the others are compared with. `work` says how many floating-point
-operations one call takes, or how many bytes it cannot avoid to move, so that times can be compared
+first of its rivals is the one that the others are compared with. `work` says how many operations
+on floats one call takes, or how many bytes it cannot avoid to move, so that times can be compared
 with what the machine can do.
 """
 
@@ -161,15 +161,16 @@ def perceptron(sizes, batch, norm=False, dropout=0.0, goals=None):
     if not norm and not dropout:
         rivals["numpy"] = by_hand(sizes, x, y)
         rivals |= others(sizes, x, y)
-    flop = sum(6 * batch * n * m for n, m in zip(sizes, sizes[1:])) - 2 * batch * sizes[0] * sizes[1]
+    flop = batch * (sum(6 * n * m for n, m in zip(sizes, sizes[1:])) - 2 * sizes[0] * sizes[1])
     calls = int(np.clip(2e8 / flop, 4, 200))
     return Contest(rivals, {"flop": flop}, calls, goals or {})
 
 
 def check_alike(rivals, steps=20):
     "Raise AssertionError unless all train alike."
-    ends = {name: [float(step().detach()) for _ in range(steps)][-1] for name, step in rivals.items()}
-    assert max(ends.values()) - min(ends.values()) < 1e-3, ends
+    for _ in range(steps):
+        losses = {name: float(step().detach()) for name, step in rivals.items()}
+    assert max(losses.values()) - min(losses.values()) < 1e-3, losses
 
 
 def others(sizes, x, y):
@@ -195,10 +196,10 @@ def attention(library):
     class Block(library.Module):
         def __init__(self):
             super().__init__()
-            self.before, self.behind = library.LayerNorm(width), library.LayerNorm(width)
-            self.three, self.out = library.Linear(width, 3 * width), library.Linear(width, width)
-            self.wide, self.back = library.Linear(width, 4 * width), library.Linear(4 * width, width)
-            self.gelu = library.GELU()
+            self.before, self.three = library.LayerNorm(width), library.Linear(width, 3 * width)
+            self.out, self.behind = library.Linear(width, width), library.LayerNorm(width)
+            self.wide, self.gelu = library.Linear(width, 4 * width), library.GELU()
+            self.back = library.Linear(4 * width, width)
 
         def forward(self, x):
             batch, time, _ = x.shape
@@ -256,9 +257,7 @@ def norm(shape, dropout, goals):
         theirs = torch.nn.Sequential(torch.nn.Dropout(dropout), theirs)
         ours = nn.FusedDropoutLayerNorm(shape[-1], dropout=dropout)
     rivals = {
-        "torch": there_and_back(
-            theirs, torch.tensor(x, requires_grad=True), torch.tensor(g)
-        ),
+        "torch": there_and_back(theirs, torch.tensor(x, requires_grad=True), torch.tensor(g)),
         "minima": there_and_back(ours, mi.Tensor(x, requires_grad=True), mi.Tensor(g)),
     }
     calls = int(np.clip(2e6 / x.size, 1, 100))

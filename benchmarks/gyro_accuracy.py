@@ -18,10 +18,13 @@ experiments, by up to 1.93 points of accuracy. Here is that comparison, made fai
 
 Besides, for the first seed: how good are single subnetworks, and the mean of several answers?
 
-    python benchmarks/gyro_accuracy.py --out benchmarks/results/gyro_accuracy.json
+What is kept in benchmarks/results was made by
 
-takes about an hour on one core, and goes on where it was if it was interrupted; what is there is
-not computed again. `--data digits --seeds 3 --epochs 10` gives an impression in half a minute.
+    python benchmarks/gyro_accuracy.py --out FILE --data digits digits-200 fashion-6000
+    python benchmarks/gyro_accuracy.py --out FILE --data fashion --sigma 256 --tau 16
+
+It takes long, and goes on where it was if it was interrupted: what is in FILE is not computed
+again. `--data digits --seeds 3 --epochs 10` gives an impression in less than a minute.
 """
 
 import os
@@ -70,6 +73,7 @@ class Task:
 HIGH, USUAL = (1e-3, 3e-3, 1e-2, 3e-2), (1e-3, 3e-3, 1e-2)
 TASKS = {
     "digits": Task("digits", 1433, (64, 256, 256, 10), 48, 60, 20, HIGH, 5),
+    "digits-200": Task("digits", 200, (64, 256, 256, 10), 48, 60, 20, HIGH, 2),
     "fashion-6000": Task("fashion", 6000, (784, 256, 256, 10), 256, 40, 5, USUAL, 1),
     "fashion": Task("fashion", 60000, (784, 256, 256, 10), 256, 8, 5, USUAL, 1),
 }

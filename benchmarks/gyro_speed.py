@@ -9,91 +9,77 @@ import minima as mi
 from minima import nn, optim
 
 BATCH, SIGMA, TAU, BLOCK = 256, 256, 16, 128
+DENSE, MASKS, BLOCKS = "minima, dropout", "minima, gyro masks", "minima, gyro blocks"
+TORCH, PRODUCTS = "torch, dropout", "numpy, products only"
 
 
-def drops(kind, schedule):
-    "A dropout of the given kind."
-    return nn.Dropout(0.5) if kind == "dense" else nn.GyroDropout(schedule=schedule, block=BLOCK)
-
-
-def pair(kind, sizes):
-    "Linear, ReLU, dropout, Linear."
-    inputs, hidden, outputs = sizes
-    row = nn.GyroPair if kind == "pair" else nn.Sequential
+def model(kind, sizes):
+    "Linear, ReLU, dropout, ..., Linear, from `sizes[0]` inputs to `sizes[-1]` outputs."
+    library, layers = torch.nn if kind == TORCH else nn, []
+    mi.manual_seed(0)
     schedule = nn.GyroSchedule(1000, sigma=SIGMA, tau=TAU)
-    return row(
-        nn.Linear(inputs, hidden), nn.ReLU(), drops(kind, schedule), nn.Linear(hidden, outputs)
-    )
+    for pair in zip(sizes, sizes[1:-1]):
+        gyro = kind in (MASKS, BLOCKS)
+        drop = nn.GyroDropout(schedule=schedule, block=BLOCK) if gyro else library.Dropout(0.5)
+        layers += library.Linear(*pair), library.ReLU(), drop
+    container = nn.GyroSequential if kind == BLOCKS else library.Sequential
+    return container(*layers, library.Linear(*sizes[-2:]))
 
 
-def forward_backward(model, x, g):
-    "The pair forward and backward, for gradients of its weights."
-    x, g = mi.Tensor(x), mi.Tensor(g)
+def tensors(kind, *arrays):
+    "The arrays as tensors of the library."
+    return map(torch.tensor if kind == TORCH else mi.Tensor, arrays)
 
-    def step():
-        for p in model.parameters():
+
+def passes(kind, sizes, x, g):
+    "Forward and backward, for gradients of weights."
+    network, (x, g) = model(kind, sizes), tensors(kind, x, g)
+
+    def run():
+        for p in network.parameters():
             p.grad = None
-        model(x).backward(g)
+        network(x).backward(g)
 
-    return step
-
-
-def torch_pair(sizes):
-    "The same row in PyTorch."
-    inputs, hidden, outputs = sizes
-    return torch.nn.Sequential(
-        torch.nn.Linear(inputs, hidden), torch.nn.ReLU(), torch.nn.Dropout(0.5),
-        torch.nn.Linear(hidden, outputs),
-    )  # fmt: skip
+    return run
 
 
-def torch_forward_backward(model, x, g):
-    "The same passes in PyTorch."
-    x, g = torch.tensor(x), torch.tensor(g)
-
-    def step():
-        for p in model.parameters():
-            p.grad = None
-        model(x).backward(g)
-
-    return step
-
-
-def control(x, g, sizes):
-    "The dense products alone, in NumPy."
-    inputs, hidden, outputs = sizes
-    rng = np.random.default_rng(0)
-    w1, w2 = (rng.normal(size=s).astype("float32") for s in ((inputs, hidden), (hidden, outputs)))
-
-    def step():
-        h = x @ w1
-        h @ w2
-        h.T @ g
-        x.T @ (g @ w2.T)
-
-    return step
-
-
-def step(model, library, x, y):
+def step(kind, sizes, x, y):
     "A step of training with SGD."
-    torches = library is torch
-    x, y = (torch.tensor if torches else mi.Tensor)(x), (torch.tensor if torches else mi.Tensor)(y)
-    loss_fn = (torch.nn if torches else nn).CrossEntropyLoss()
-    optimizer = (torch.optim if torches else optim).SGD(model.parameters(), lr=0.01)
+    network, (x, y) = model(kind, sizes), tensors(kind, x, y)
+    loss_fn = (torch.nn if kind == TORCH else nn).CrossEntropyLoss()
+    optimizer = (torch.optim if kind == TORCH else optim).SGD(network.parameters(), lr=0.01)
 
     def run():
         optimizer.zero_grad()
-        loss_fn(model(x), y).backward()
+        loss_fn(network(x), y).backward()
         optimizer.step()
 
     return run
 
 
-def network(kind):
-    "784-2048-2048-10 with two dropouts, whose first pair is fused for `kind` pair."
-    schedule = nn.GyroSchedule(1000, sigma=SIGMA, tau=TAU)
-    body = pair(kind, (784, 2048, 2048))
-    return nn.Sequential(body, nn.ReLU(), drops(kind, schedule), nn.Linear(2048, 10))
+def products(sizes, g):
+    "The dense products of both passes alone, in NumPy: the control."
+    rng = np.random.default_rng(0)
+    inputs = [rng.normal(size=(BATCH, n)).astype("float32") for n in sizes]
+    weights = [rng.normal(size=pair).astype("float32") for pair in zip(sizes, sizes[1:])]
+
+    def run():
+        h = g
+        for x, w in zip(inputs, weights):
+            x @ w
+        for i in reversed(range(len(weights))):
+            inputs[i].T @ h
+            h = h @ weights[i].T if i else None
+
+    return run
+
+
+def compare(title, rivals, goal):
+    "Measure and print all `rivals`, and how blocks stand beside dense dropout here and in torch."
+    times = measure(rivals, calls=1, rounds=21)
+    report(title, times)
+    print(f"  blocks beside {DENSE}: {times[DENSE] / times[BLOCKS]:.2f} (goal {goal})")
+    print(f"  blocks beside {TORCH}: {times[TORCH] / times[BLOCKS]:.2f} (goal 1.5)")
 
 
 if __name__ == "__main__":
@@ -101,29 +87,13 @@ if __name__ == "__main__":
     print(f"batch {BATCH}, tau {TAU}, blocks of {BLOCK}")
     rng = np.random.default_rng(0)
     for sizes in ((784, 2048, 10), (784, 2048, 2048)):
-        x = rng.normal(size=(BATCH, sizes[0])).astype("float32")
-        g = rng.normal(size=(BATCH, sizes[2])).astype("float32")
-        rivals = {
-            "minima, dropout": forward_backward(pair("dense", sizes), x, g),
-            "minima, gyro masks": forward_backward(pair("masks", sizes), x, g),
-            "minima, gyro blocks": forward_backward(pair("pair", sizes), x, g),
-            "torch, dropout": torch_forward_backward(torch_pair(sizes), x, g),
-            "numpy, products only": control(x, g, sizes),
-        }
-        times = measure(rivals, calls=1, rounds=21)
-        report(f"layer pair {sizes}, forward and backward", times, {"minima, gyro blocks": 1.6})
+        x, g = (rng.normal(size=(BATCH, n)).astype("float32") for n in (sizes[0], sizes[-1]))
+        rivals = {kind: passes(kind, sizes, x, g) for kind in (DENSE, MASKS, BLOCKS, TORCH)}
+        rivals[PRODUCTS] = products(sizes, g)
+        compare(f"layer pair {sizes}, forward and backward", rivals, 1.6)
 
-    x = rng.normal(size=(BATCH, 784)).astype("float32")
-    y = rng.integers(0, 10, BATCH)
-    theirs = torch.nn.Sequential(
-        torch_pair((784, 2048, 2048)), torch.nn.ReLU(), torch.nn.Dropout(0.5),
-        torch.nn.Linear(2048, 10),
-    )  # fmt: skip
-    rivals = {
-        "minima, dropout": step(network("dense"), mi, x, y),
-        "minima, gyro masks": step(network("masks"), mi, x, y),
-        "minima, gyro blocks": step(network("pair"), mi, x, y),
-        "torch, dropout": step(theirs, torch, x, y),
-    }
-    times = measure(rivals, calls=1, rounds=21)
-    report("training step 784-2048-2048-10, SGD", times, {"minima, gyro blocks": 1.3})
+    sizes = 784, 2048, 2048, 10
+    x, y = rng.normal(size=(BATCH, 784)).astype("float32"), rng.integers(0, 10, BATCH)
+    rivals = {kind: step(kind, sizes, x, y) for kind in (DENSE, MASKS, BLOCKS, TORCH)}
+    rivals[PRODUCTS] = products(sizes, rng.normal(size=(BATCH, 10)).astype("float32"))
+    compare(f"training step {sizes}, SGD", rivals, 1.3)

@@ -59,6 +59,12 @@ def environment():
 
     torch.set_num_threads(1)
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
-    core_type = os.environ.get("OPENBLAS_CORETYPE", "unset")
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        core = "unknown, since threadpoolctl is missing"
+    else:
+        pools = (pool.get("architecture") for pool in threadpool_info())
+        core = ", ".join(sorted({core for core in pools if core}))
     print(f"python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}")
-    print(f"BLAS {blas['name']} {blas['version']}, OPENBLAS_CORETYPE {core_type}, one thread each")
+    print(f"BLAS {blas['name']} {blas['version']}, core type {core}, one thread each")

@@ -1,16 +1,16 @@
 """All benchmarks of speed and memory, as ratios to PyTorch, in one table.
 
-    python benchmarks/run.py [--only WORDS] [--rounds 15] [--threads 1 2] [--growth] [--json FILE]
+    python benchmarks/run.py [--only WORDS] [--rounds 15] [--threads 1 2] [--growth] [--json F]
 
-Each contest is run in processes of its own, with numba's kernels and without, so that no rival leaves
-its pools of threads or its caches to another contest. Within a process all rivals take turns, and
-medians are compared. With two threads, PyTorch and minima have processes of their own, which
-alternate: their pools of threads fight if they share one.
+Each contest is run in processes of its own, with numba's kernels and without, so that no rival
+leaves its pools of threads or its caches to another contest. Within a process all rivals take
+turns, and medians are compared. With two threads, PyTorch and minima have processes of their own,
+which alternate: their pools of threads fight if they share one.
 
-What the numbers do not say by themselves: PyTorch's MKL takes its AVX2 path on processors that are
-not Intel's, so a part of a lead in products is the library, not the framework (the rows print which
-part of the machine's own GEMM rate is reached). And on the largest layers, half of PyTorch's time
-is page faults, which a tuned allocator avoids (GLIBC_TUNABLES=glibc.malloc.mmap_max=0).
+What the numbers do not say by themselves: PyTorch's MKL takes its AVX2 path on processors that
+are not Intel's, so a part of a lead in products is the library, not the framework (the rows print
+which part of the machine's own GEMM rate is reached). And on the largest layers, half of PyTorch's
+time is page faults, which a tuned allocator avoids (GLIBC_TUNABLES=glibc.malloc.mmap_max=0).
 """
 
 import argparse
@@ -184,19 +184,17 @@ def main():
         for numba in (False, True):
             peaks["numba" if numba else "numpy"] = call(["--memory", "minima"], 1, numba)
         parts = {name: peak / peaks["torch"] for name, peak in peaks.items()}
-        print(
-            f"peak memory of 784-512-512-10, as part of PyTorch's: {parts['numpy']:.2f} (goal 0.25),"
-            f" with numba {parts['numba']:.2f} (goal 0.7)"
-        )
+        print("peak memory of 784-512-512-10, as part of PyTorch's:", end=" ")
+        print(f"{parts['numpy']:.2f} (goal 0.25), with numba {parts['numba']:.2f} (goal 0.7)")
         results.append({"row": "peak memory", "megabytes": peaks})
     for group, sizes in GROWTH.items() if given.growth else ():
-        print(f"\n{group}: minima, in times faster than PyTorch (its time as a multiple of the first)")
+        print(f"\n{group}: times faster than PyTorch (and minima's time, the first being 1)")
         first = None
         for n in sizes:
             found = raced(n, max(5, given.rounds // 3), 1, True, group)
-            time = found["times"]["minima"]
+            ratio, time = ratios(found)["minima"]["torch"], found["times"]["minima"]
             first = first or time
-            print(f"  {n:8} {ratios(found)['minima']['torch']:6.2f}   ({time / first:.1f})", flush=True)
+            print(f"  {n:8} {ratio:6.2f}   ({time / first:.1f})", flush=True)
             results.append({"row": f"{group}: {n}", "numba": True, "threads": 1, **found})
     if given.json:
         Path(given.json).write_text(json.dumps(results, indent=1))

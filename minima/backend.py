@@ -28,7 +28,6 @@ import warnings
 from contextlib import contextmanager
 from importlib import import_module
 from itertools import accumulate
-from math import prod
 from types import SimpleNamespace
 
 import numpy as np
@@ -83,6 +82,7 @@ class Backend:
     "An array library: its name, its namespace `xp`, its array type, and how data come and go."
 
     narrow = frozenset()  # dtypes to store numbers in, but not to compute with
+    side_by_side = None  # lays arrays end to end, in one, where slices share memory; see NumPy's
 
     def __init__(
         self,
@@ -115,17 +115,6 @@ class Backend:
     def copy(self, array):
         "`array` (or one of this library's scalars) again, in memory of its own."
         return self.xp.array(array, copy=True)
-
-    def side_by_side(self, arrays):
-        "Copies of `arrays`, of one dtype, in one 1-d array; it, and its pieces with their shapes."
-        flat = self.xp.concatenate([self.xp.reshape(a, (-1,)) for a in arrays])
-        ends = accumulate(prod(a.shape) for a in arrays)
-        pieces = [flat[end - prod(a.shape) : end] for a, end in zip(arrays, ends)]
-        return flat, [self.xp.reshape(piece, a.shape) for piece, a in zip(pieces, arrays)]
-
-    def owns_memory(self, array):
-        "Whether `array` is no view of another array."
-        return not isinstance(getattr(array, "base", None), self.array_type)
 
     def numpy_dtype(self, dtype):
         "`dtype`, this library's or NumPy's, as NumPy's."
@@ -214,7 +203,7 @@ class _NumPy(Backend):
     narrow = _NARROW
 
     def side_by_side(self, arrays):
-        "As for all, and each piece counts as an array of its own, and not as a view."
+        "Copies of `arrays`, of one dtype, in one 1-d array; it, and its pieces with their shapes."
         dtype, starts = arrays[0].dtype, [*accumulate((a.nbytes for a in arrays), initial=0)]
         memory = bytearray(starts[-1] + 64)
         gap = -np.frombuffer(memory, "uint8").ctypes.data % 64  # up to a cache line's beginning
@@ -222,7 +211,7 @@ class _NumPy(Backend):
         np.concatenate(arrays, axis=None, out=flat)
         return flat, [
             np.ndarray(a.shape, dtype, memory, gap + start) for a, start in zip(arrays, starts)
-        ]
+        ]  # which count as arrays of their own, not as views
 
 
 numpy_backend = register(_NumPy("cpu", _numpy, np.ndarray))

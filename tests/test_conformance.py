@@ -12,12 +12,13 @@ import pytest
 from test_operators import ROWS, SMOOTH, normal, numbers
 
 from minima import backend as registry
-from minima import nn, optim
+from minima import algorithms, nn, optim
 from minima import operators as ops
 from minima.autograd import Tensor, grad
 from minima.backend import backend_of, get_backend
 from minima.random import manual_seed
 from minima.testing import check_backend
+from minima.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUG_IN = ROOT / "tests" / "plugins" / "minima_array_api_strict"
@@ -188,6 +189,29 @@ def test_masks_of_gyro_dropout_are_where_the_input_is(scale, strict):
     drop.schedule.clock = "hand"
     (there,), (here,) = on(STRICT, [x]), on("cpu", [x])
     equal(drop(there), drop(here), 1e-6)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: algorithms.EMA("2ba"), lambda: algorithms.MixUp(1.0, interpolate_loss=True),
+], ids=["ema", "mixup of losses"])  # fmt: skip
+def test_methods_of_training_work_where_the_model_is(make, strict, tmp_path):
+    found, rng = [], np.random.default_rng(0)
+    x, y = Tensor(rng.normal(size=(9, 4))), Tensor(rng.integers(0, 3, 9))
+    for device in ("cpu", STRICT):
+        manual_seed(0)
+        model = nn.Linear(4, 3, bias=False).double()
+        trainer = Trainer(
+            model, [(x[:5], y[:5]), (x[5:], y[5:])], [(x, y)], 2,
+            algorithms=make(), device=device, metrics={},
+            optimizers=optim.SGD(model.parameters(), lr=0.1), progress_bar=False, lint=False,
+        )  # fmt: skip
+        trainer.fit()
+        trainer.load_checkpoint(trainer.save_checkpoint(tmp_path / device))
+        trainer.fit("1ep")
+        (at,) = {backend_of(t.array).name for t in model.state_dict().values()}
+        assert at == device
+        found.append(trainer.history["loss"] + trainer.history["eval_loss"])
+    np.testing.assert_allclose(*found, rtol=1e-12)
 
 
 def test_the_suite_passes_numpy_and_prints_a_line_for_each_check(capsys):

@@ -3,6 +3,7 @@
 import json
 import re
 from math import inf, isclose
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from benchmarks import gyro_accuracy as claim
 
 TINY = claim.Task("digits", 60, (64, 12, 12, 10), 20, 2, 2, (1e-2, 1e-3), 1)
 CROWDS = claim.methods([8], [2])
+KEPT = Path(claim.__file__).parent / "results" / "gyro_accuracy.json"
 
 # ---- statistics ----
 
@@ -170,3 +172,17 @@ def test_the_command_prints_a_table(capsys):
     out = capsys.readouterr().out
     assert out.startswith("digits: 64-256-256-10, 1433 images, 1 epochs")
     assert "gyro 8/2 balanced - dropout" in out and "dropout - none" in out
+
+
+def test_what_is_kept_is_what_the_script_makes():
+    results, crowds = json.loads(KEPT.read_text()), {"fashion": ([256], [16])}
+    assert results.keys() == claim.TASKS.keys() and len(KEPT.read_bytes()) < 12_000
+    for name, result in results.items():
+        task = claim.TASKS[name]
+        for key in ("data", "images", "batch", "epochs"):
+            assert result[key] == getattr(task, key)
+        assert [*result["right"]] == [*claim.methods(*crowds.get(name, ([256, 64], [16, 4])))]
+        assert {len(counts) for counts in result["right"].values()} == {task.seeds}
+        assert {len(entry["right"]) for entry in result["choice"]} == {task.choices}
+        for method, seen in result["lens"].items():
+            assert isclose(seen["full"], claim.accuracies(result)[method][0], abs_tol=0.006)

@@ -182,7 +182,7 @@ def test_seconds_cannot_be_planned():
 
 def test_without_a_duration_the_first_fit_is_planned():
     trainer, schedule = make(duration=None)
-    assert trainer.state.algorithms[0].state_dict() == {"iterations": None}
+    assert trainer.state.algorithms[0].state_dict() == {"iterations": None, "begun": None}
     assert schedule.iterations == 1
     trainer.fit("2ep")
     assert schedule.iterations == 8
@@ -245,6 +245,43 @@ def test_an_iteration_begins_before_its_batch():
     trainer, schedule = make(callbacks=Note(), grad_accumulation=2, eval_dataloader=loader())
     trainer.fit()
     assert seen == [(t // 2, t // 2) for t in range(24)]
+
+
+@pytest.mark.parametrize("event", ["after_forward", "after_backward", "batch_end", "epoch_end"])
+def test_a_batch_that_comes_again_after_an_error_is_one_iteration(event, tmp_path):
+    class Fault:
+        def fail(self, state):
+            if state.timestamp.batch >= 6:
+                raise OSError("no connection")
+
+    setattr(Fault, event, Fault.fail)
+    trainer, _ = make(callbacks=Fault(), grad_accumulation=2)
+    with pytest.raises(OSError):
+        trainer.fit()
+    path = trainer.save_checkpoint(tmp_path / "after.safetensors")
+    trainer.state.callbacks.clear()
+    resumed, _ = make(load_path=path)
+    for goes_on in (trainer, resumed):
+        goes_on.fit()
+        schedule = gyro(goes_on.state.model)[0].schedule
+        assert schedule.iteration + 1 == goes_on.state.timestamp.batch == 12
+
+
+def test_a_checkpoint_of_the_batch_that_failed_begins_it_anew(tmp_path):
+    class Fault:
+        def after_forward(self, state):
+            if state.timestamp.batch == 6:
+                raise OSError("no connection")
+
+    trainer, schedule = make(callbacks=Fault(), save_folder=tmp_path, save_interval="1ba")
+    with pytest.raises(OSError):
+        trainer.fit()
+    assert schedule.iteration == 6
+    trainer.load_checkpoint(tmp_path)
+    assert schedule.iteration == 5 and trainer.state.timestamp.batch == 6
+    trainer.state.callbacks.clear()
+    trainer.fit()
+    assert schedule.iteration == 11
 
 
 @pytest.mark.parametrize(
@@ -411,13 +448,26 @@ def test_the_measured_scale_keeps_the_mean_of_each_iteration(p, shape):
         for scale in ("measured", "expected")
     ]
     means = []
-    for _ in range(20):
-        measured, expected = (layer(mi.ones(*shape)).numpy() for layer in layers)
+    for t in range(20):
+        measured, expected = (layer(mi.ones(*shape, dtype="float64")).numpy() for layer in layers)
         assert np.array_equal(measured != 0, expected != 0)
-        kept = (measured != 0).mean()
-        assert np.allclose(measured[measured != 0], 1 / kept, rtol=1e-6)
+        kept = layers[0].masks(layers[0].schedule.chosen(t), shape[1:])
+        assert np.allclose(measured[measured != 0] * kept.mean(), 1, rtol=1e-15, atol=0)
+        assert type(layers[0]._dropped(kept)) is float
         means.append(expected.mean())
     assert np.ptp(means) > 0.05
+
+
+@pytest.mark.parametrize("shape", [(0, 7), (4, 0), (0,)])
+def test_nothing_is_measured(shape):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert nn.GyroDropout(9, 1, 0.5, 8, 2, scale="measured")(mi.ones(*shape)).shape == shape
+
+
+def test_a_single_neuron_is_kept_as_it_is_or_not_at_all():
+    layer = nn.GyroDropout(40, 1, 0.5, 20, 1, scale="measured", generator=Generator(0))
+    assert {value for _ in range(40) for value in layer(mi.ones(3)).tolist()} == {0, 1}
 
 
 def test_a_mask_that_keeps_nothing_gives_zeros():
@@ -432,7 +482,7 @@ def test_a_pair_has_the_scale_of_its_dropout():
     drop.schedule.clock = "hand"
     layers = nn.Linear(6, 32), nn.ReLU(), drop, nn.Linear(32, 3)
     x = Tensor(np.random.default_rng(0).normal(size=(10, 6)), dtype="float32")
-    pair, row = nn.GyroPair(*layers), nn.Sequential(*layers)
+    pair, row = nn.GyroSequential(*layers), nn.Sequential(*layers)
     measured = pair(x).data.numpy()
     assert np.allclose(measured, row(x).data, rtol=1e-5, atol=1e-6)
     drop.scale = "expected"

@@ -18,7 +18,18 @@ from minima.trainer import Algorithm, Trainer
 METHODS = {  # by any name, a function that makes the algorithm; each class at least once
     "gyro": lambda: algorithms.GyroDropout(16, 4),
     "gyro, alone": lambda: algorithms.GyroDropout(9, 2, shared=False, schedule="balanced"),
+    "stochastic depth, by block": lambda: algorithms.StochasticDepth(0.5, "uniform"),
+    "stochastic depth, by sample": lambda: algorithms.StochasticDepth(0.3, method="sample"),
+    "freezing": lambda: algorithms.LayerFreezing(0.1),
+    "clipping by norm": lambda: algorithms.GradientClipping("norm", 0.1),
+    "clipping by value": lambda: algorithms.GradientClipping("value", 0.01),
+    "adaptive clipping": lambda: algorithms.GradientClipping("adaptive", 0.01),
     "gyro, measured": lambda: algorithms.GyroDropout(8, 8, 3, scale="measured", block=2),
+    "label smoothing": lambda: algorithms.LabelSmoothing(0.2),
+    "mixup": lambda: algorithms.MixUp(0.8),
+    "mixup of losses": lambda: algorithms.MixUp(0.8, True, Generator(1)),
+    "ema": lambda: algorithms.EMA("5ba"),
+    "ema, later": lambda: algorithms.EMA(smoothing=0.7, ema_start="0.4dur", update_interval="4ba"),
 }
 
 

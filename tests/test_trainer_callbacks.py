@@ -8,7 +8,6 @@ from minima import nn, optim
 from minima.data import DataLoader, TensorDataset
 from minima.trainer import (
     EarlyStopper,
-    GradientClipping,
     InMemoryLogger,
     LRFinder,
     LRMonitor,
@@ -89,28 +88,6 @@ def test_early_stoppers_say_what_they_lack():
         EarlyStopper(mode="least")
     with pytest.raises(KeyError, match="looks for 'eval_f1'; there are .*eval_loss"):
         EarlyStopper("eval_f1").eval_end(State(None, metrics={"eval_loss": 1.0}))
-
-
-@pytest.mark.parametrize("settings, norm", [
-    ({"max_norm": 0.01}, 2), ({"max_norm": None, "clip_value": 0.01}, np.inf)
-])  # fmt: skip
-@pytest.mark.parametrize("parts", [1, 3])
-def test_gradients_are_clipped_once_per_batch(settings, norm, parts):
-    found = []
-
-    class Look:
-        def batch_end(self, state):
-            numbers = [p.grad.numpy().ravel() for p in state.model.parameters()]
-            found.append(np.linalg.norm(np.concatenate(numbers), norm))
-
-    make(GradientClipping(**settings), Look(), grad_accumulation=parts).fit(1)
-    assert found == [pytest.approx(0.01, rel=1e-3)] * 5
-
-
-def test_clipping_takes_one_bound():
-    for settings in ({"clip_value": 1.0}, {"max_norm": None}):
-        with pytest.raises(ValueError, match="takes one bound"):
-            GradientClipping(**settings)
 
 
 class Bad(nn.Module):

@@ -7,6 +7,8 @@ NO_VALUE = "the token between gates has a place in the order, and a value that n
 REMEMBERED = "computed again instead of remembered: the same, slower"
 SAME_MEMORY = "memory that is used again saves time, and changes nothing"
 FEWER_BLOCKS = "no mask has 2**35 numbers"
+AT_HOME = "on the CPU, NumPy's arrays are at home already"
+MASKS = "NumPy multiplies by a mask as by numbers; not every library does"
 DISCARDED = "of a rule that is read on Tensors only the pullbacks are used"
 
 EQUIVALENT = {
@@ -69,20 +71,15 @@ EQUIVALENT = {
     "nn.hooks._coming: g if g.dtype == like.dtype else xp.astype(g, like.dtype) -> "
     "xp.astype(g, like.dtype)": FOR_SPEED,
     "tensors._widened: is_floating(t) and t in narrow -> is_floating(t)": FOR_SPEED,
-    "nn.blockwise._asked_once: last[0] is not g -> True": REMEMBERED,
-    "nn.blockwise._asked_once: last[0] -> last": REMEMBERED,
-    "nn.blockwise._asked_once: last[0] -> last[1]": REMEMBERED,
-    "nn.blockwise._by_blocks: _asked_once(back) -> back": REMEMBERED,
-    "nn.blockwise._by_blocks: x.dtype.type(1 / (1 - p) if p < 1 else 0.0) -> "
-    "(1 / (1 - p) if p < 1 else 0.0)": "what is multiplied in place keeps its dtype",
-    "nn.blockwise._by_blocks: xp.matmul(a, w2[cols], out=wide[: len(at)]) -> "
-    "xp.matmul(a, w2[cols])": SAME_MEMORY,
-    "nn.blockwise._by_blocks: xp.take(g, at, axis=0, out=wide[: len(at)], mode=\"clip\") -> "
-    "xp.take(g, at, axis=0, out=wide[:len(at)])": SAME_MEMORY,
-    "nn.blockwise._by_blocks: xp.take(g, at, axis=0, out=wide[: len(at)], mode=\"clip\") -> "
-    "xp.take(g, at, axis=0, mode='clip')": SAME_MEMORY,
-    "nn.blockwise.relu_drop_linear: xp.astype(z > 0, x.dtype) -> (z > 0)":
-        "NumPy multiplies by a mask as by numbers; not every library does",
+    "nn.blockwise._slope: xp.astype(wide, z.dtype) -> wide": MASKS,
+    "nn.blockwise._slope: xp.astype(z > 0, z.dtype) -> (z > 0)": MASKS,
+    "nn.blockwise._runs: -2 -> 0 (2)": "what comes last is never -1",
+    "nn.blockwise._pick: len(runs) -> runs": FOR_SPEED,
+    "nn.blockwise._pick: a[runs[0]] if len(runs) == 1 else "
+    "np.concatenate([a[:0], *(a[run] for run in runs)]) -> "
+    "np.concatenate([a[:0], *(a[run] for run in runs)])": FOR_SPEED,
+    "nn.blockwise.GyroSequential._together: x.device.put(rows) -> rows":
+        "on the CPU they are there already",
     "operators.products.linear: x if x.ndim == 2 else xp.reshape(x, (-1, weight.shape[0])) -> "
     "xp.reshape(x, (-1, weight.shape[0]))": FOR_SPEED,
     "operators.products.linear: g if g.ndim == 2 else xp.reshape(g, (-1, weight.shape[1])) -> "
@@ -131,4 +128,16 @@ EQUIVALENT = {
     "operators.fused._backward: x[pieces[0]] -> x": SAME_MEMORY,
     "operators.fused._backward: _total(x, residual, rows, factors, n) if z is None else z[rows] -> "
     "_total(x, residual, rows, factors, n)": REMEMBERED,
+    "algorithms.clipping._clip_units: p.dtype.itemsize < 4 -> (p.dtype.itemsize <= 4)":
+        "float32 becomes float32",
+    "algorithms.clipping._clip_units: p.dtype.itemsize < 4 -> p.dtype.itemsize < 5":
+        "float32 becomes float32",
+    "algorithms.stochastic_depth.StochasticResidual.forward: x.device.put(kept) -> kept": AT_HOME,
+    "algorithms.stochastic_depth.StochasticResidual.forward: x.device.put(places) -> places":
+        AT_HOME,
+    "algorithms.stochastic_depth.StochasticResidual.forward: y[:1] -> y":
+        "more zeros than are needed",
+    "algorithms.stochastic_depth.StochasticResidual.forward: :1 -> :": "more zeros than are needed",
+    "algorithms.stochastic_depth.StochasticResidual.forward: :1 -> :2":
+        "more zeros than are needed",
 }  # fmt: skip

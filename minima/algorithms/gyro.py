@@ -26,6 +26,7 @@ from math import ceil, inf
 
 from .surgery import _warn_no_effect, replace
 from ..data import DataLoader
+from ..nn.blockwise import _skip_dropped
 from ..nn.dropout import Dropout
 from ..nn.functional.layers import _check_probability
 from ..nn.gyro import GyroDropout as GyroLayer
@@ -85,6 +86,8 @@ def apply_gyro_dropout(
 
     plans = [plan()]
     model = replace(model, Dropout, make, optimizers)
+    if block > 1 and plans[0].layers:
+        _skip_dropped(model)
     for made in plans:
         if made.layers:
             made.watch(model)
@@ -148,7 +151,7 @@ class GyroDropout(Algorithm):
         self.max_iteration, self.max_epoch = max_iteration, max_epoch
         self.crowd = sigma, tau, schedule
         self.masks = dict(p=p, block=block, scale=scale, shared=shared, generator=generator)
-        self.iterations, self.schedules = None, []  # the plan, and who keeps to it
+        self.schedules, self.iterations, self.begun = [], None, None
 
     def match(self, event, state):
         return event in (Event.INIT, Event.FIT_START, Event.BATCH_START)
@@ -157,8 +160,7 @@ class GyroDropout(Algorithm):
         if event == Event.INIT:
             self._operate(state)
         if event == Event.BATCH_START:
-            for schedule in self.schedules:
-                schedule.step()
+            self._begin(state.timestamp.batch)
         elif self.iterations is None and state.max_duration and state.train_dataloader is not None:
             self._plan(self._length(state))
 
@@ -172,9 +174,16 @@ class GyroDropout(Algorithm):
             there = _schedules(state.model)
         elif any((s.sigma, s.tau, s.order) != self.crowd for s in there):
             _warn_no_effect(f"there is gyro dropout already, with {there[0]}")
-        self.iterations, self.schedules = None, there
+        self.schedules, self.iterations, self.begun = there, None, None
         for schedule in there:
             schedule.clock = "hand"
+
+    def _begin(self, batch):
+        "Begin the iteration of `batch`, unless it comes once more, after an error."
+        if batch != self.begun:
+            self.begun = batch
+            for schedule in self.schedules:
+                schedule.step()
 
     def _length(self, state):
         "How many iterations the training has."
@@ -191,9 +200,10 @@ class GyroDropout(Algorithm):
                 schedule.iterations = iterations
 
     def state_dict(self):
-        "The plan: for how many iterations it was made."
-        return {"iterations": self.iterations}
+        "For how many iterations the plan is, and the batch whose iteration began last."
+        return {"iterations": self.iterations, "begun": self.begun}
 
     def load_state_dict(self, state):
         "Go on with the plan of a checkpoint."
         self._plan(state["iterations"])
+        self.begun = state["begun"]

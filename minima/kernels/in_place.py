@@ -29,8 +29,8 @@ _RULES = dict(relu=relu.rule, gelu=gelu.rule, silu=silu.rule, sigmoid=sigmoid.ru
 
 
 def bent(xp, y, bias, activation):
-    "`activation` of `y + bias`, in place; and what makes of a cotangent that of `y`, summed."
-    y, size = xp.add(y, bias, out=y), bias.size
+    "`activation` of `y + bias`, in place; and the way back to a cotangent of `y`, and of `bias`."
+    y += bias
     if activation == "relu":
         xp.maximum(y, 0, out=y)
         bend = lambda g: xp.multiply(g, y != 0)
@@ -41,7 +41,7 @@ def bent(xp, y, bias, activation):
 
     def back(g):
         d = bend(g)
-        return d, xp.sum(d.reshape(-1, size), axis=0)
+        return d, xp.sum(d, axis=0)
 
     return y, back
 
@@ -55,18 +55,14 @@ def linear_by(
         "`linear`, with bias and activation in the memory of the product."
         if not _in_order(x, weight, bias, activation):
             return ops.linear.rule(xp, x, weight, bias, activation=activation)
-        y, back = bent(xp, xp.dot(x, weight), bias, activation)
-        back, shape = asked_once(back), bias.shape
-
-        def by_weight(g, out=None):
-            rows, d = x.reshape(-1, x.shape[-1]), back(g)[0]
-            return xp.dot(rows.T, d.reshape(-1, shape[-1]), out=out)
-
+        rows, shape = x.reshape(-1, x.shape[-1]), bias.shape
+        y, back = bent(xp, xp.dot(rows, weight), bias, activation)
+        flat = asked_once(lambda g: back(g.reshape(-1, shape[-1])))
         return (
-            y,
-            lambda g: xp.dot(back(g)[0], weight.T),
-            by_weight,
-            lambda g: back(g)[1].reshape(shape),
+            y.reshape(*x.shape[:-1], shape[-1]),
+            lambda g: xp.dot(flat(g)[0], weight.T).reshape(x.shape),
+            lambda g, out=None: xp.dot(rows.T, flat(g)[0], out=out),
+            lambda g: flat(g)[1].reshape(shape),
         )
 
     return linear

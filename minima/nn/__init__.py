@@ -2,7 +2,7 @@
 
 from . import functional, hooks
 from .containers import ModuleDict, ModuleList, Sequential
-from .blockwise import GyroPair
+from .blockwise import GyroSequential
 from .dropout import Dropout
 from .fused import FusedDropoutLayerNorm, FusedLayerNorm
 from .gyro import GyroDropout, GyroSchedule
@@ -57,7 +57,7 @@ __all__ = [
     "FusedLayerNorm",
     "GELU",
     "GyroDropout",
-    "GyroPair",
+    "GyroSequential",
     "GyroSchedule",
     "HuberLoss",
     "Identity",

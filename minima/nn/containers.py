@@ -116,6 +116,22 @@ def _trait(module, name):
         return getattr(module, name)
 
 
+def _applied(modules, x):
+    "What `modules` make of `x`, one after the other."
+    before = None  # a module that can do the activation behind it as well
+    for module in modules:
+        if before is not None:
+            bend = _trait(module, "_bend")
+            x, before = before(x, bend), None
+            if bend:
+                continue
+        if _trait(module, "_bends"):
+            before = module
+        else:
+            x = module(x)
+    return x if before is None else before(x)
+
+
 class Sequential(_Sequence):
     "Modules applied one after the other; `.modules` is the tuple of them."
 
@@ -128,18 +144,7 @@ class Sequential(_Sequence):
             self._items = dict(modules[0])
 
     def forward(self, x):
-        before = None  # a module that can do the activation behind it as well
-        for module in self._items.values():
-            if before is not None:
-                bend = _trait(module, "_bend")
-                x, before = before(x, bend), None
-                if bend:
-                    continue
-            if _trait(module, "_bends"):
-                before = module
-            else:
-                x = module(x)
-        return x if before is None else before(x)
+        return _applied(self._items.values(), x)
 
     @property
     def modules(self) -> tuple:

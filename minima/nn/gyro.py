@@ -234,7 +234,7 @@ class GyroDropout(Module):
         "The fraction that counts as dropped: of all masks on average, or of this `table` in fact."
         if self.scale == "measured":
             xp = backend_of(table).xp
-            return 1 - float(xp.mean(xp.astype(table, xp.float32)))
+            return 1 - int(xp.sum(xp.astype(table, xp.int64))) / max(table.size, 1)
         return round(self.p * 65536) / 65536  # what a mask can do
 
     def _assigned(self, n):

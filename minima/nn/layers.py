@@ -292,9 +292,13 @@ class Residual(Module):
     ):
         self.fn = fn
 
-    def forward(self, x):
+    def branch(self, x):
+        "What is added to `x`. Raises ShapeError if it has another shape."
         y = self.fn(x)
         if y.shape != x.shape:
             what = f"{x.shape} became {y.shape}"
             raise ShapeError(f"Residual expects its function to keep the shape, but {what}")
-        return x + y
+        return y
+
+    def forward(self, x):
+        return x + self.branch(x)

@@ -33,7 +33,10 @@ _ALONE = (lambda p: getrefcount(p.array))(wrap(object()))  # what it counts if o
 
 def _may_move(p):
     "Whether nobody but the parameter `p` holds its array, and the memory is the array's own."
-    return getrefcount(p.array) == _ALONE and backend_of(p.array).owns_memory(p.array)
+    backend = backend_of(p.array)
+    if backend.side_by_side is None or getrefcount(p.array) != _ALONE:
+        return False
+    return not isinstance(p.array.base, backend.array_type)
 
 
 def _fits(p):
@@ -76,7 +79,8 @@ class Bundle:
             arrays[name], pieces = self.backend.side_by_side(each)
             for state, parts, piece in zip(self.states, self.parts, pieces):
                 state[name] = parts[name] = piece
-        spans = [slice(i, i + CHUNK) for i in range(0, self.flat.size, CHUNK)]
+        size = self.flat.size
+        spans = [slice(i, min(i + CHUNK, size)) for i in range(0, size, CHUNK)]
         self.chunks = [(s, self.flat[s], {k: a[s] for k, a in arrays.items()}) for s in spans]
 
     def is_whole(
@@ -133,9 +137,9 @@ class Bundle:
         for name, value in after[-1].items():
             values = [value] * len(self.params)
             if hasattr(value, "shape"):
-                whole = self.backend.xp.concatenate([state[name] for state in after])
+                whole = self.backend.xp.concat([state[name] for state in after])
                 values = [whole[end - p.size : end] for p, end in zip(self.params, ends)]
-                values = [value.reshape(p.shape) for value, p in zip(values, self.params)]
+                values = [self.backend.xp.reshape(v, p.shape) for v, p in zip(values, self.params)]
             for state, value in zip(self.states, values):
                 state[name] = value
         self._remember()
@@ -180,25 +184,24 @@ class Bundles:
         self,
         ready,  # parameters that have gradients, and their states; those that step are taken out
         update,  # changes an array in place: `update(p, g, state, group)`
-        group,  # its settings, and all `"params"`
+        group,  # its settings
     ):
         "Take a step with all that lie side by side, or can be laid so."
         for bundle in dict.fromkeys(map(self.of.get, ready)):
-            if bundle is not None:
-                self._step_or_forget(bundle, ready, update, group)
+            if bundle is not None and not self._steps(bundle, ready, update, group):
+                for p in bundle.params:
+                    del self.of[p]
         bundle = None  # whoever holds it holds its arrays
-        alone = {p: state for p, state in ready.items() if p not in self.of}
-        for bundle in _bundled(alone) if len(alone) > 1 else ():
+        for bundle in _bundled(ready) if len(ready) > 1 else ():
             self.of.update(dict.fromkeys(bundle.params, bundle))
-            self._step_or_forget(bundle, ready, update, group)
+            self._steps(bundle, ready, update, group)
 
-    def _step_or_forget(self, bundle, ready, update, group):
-        "Take a step with `bundle`, if it is whole; if it will never be again, forget it."
-        here = [p in ready for p in bundle.params]
-        if all(here) and bundle.is_whole([ready[p] for p in bundle.params]):
-            bundle.step(update, group)
-            for p in bundle.params:
-                del ready[p]
-        elif all(here) or not {*map(id, bundle.params)} <= {*map(id, group["params"])}:
-            for p in bundle.params:
-                del self.of[p]
+    def _steps(self, bundle, ready, update, group):
+        "Take a step with `bundle`. Returns False if it is not whole any more."
+        states = [ready.get(p) for p in bundle.params]
+        if None in states or not bundle.is_whole(states):
+            return False
+        bundle.step(update, group)
+        for p in bundle.params:
+            del ready[p]
+        return True

@@ -34,6 +34,7 @@ from .. import operators as ops
 from ..autograd import Tensor, grad
 from ..backend import Backend, Device, backend_of, get_default_dtype, register
 from ..nn import functional as F
+from ..nn.blockwise import relu_drop_chain
 from ..operators.fused import norm_and_sum
 from ..optim import SGD, Adam
 from .gradients import _TOLERANCE, _differences
@@ -240,6 +241,12 @@ _SPECIAL = {
     "einsum": ("TAW", lambda t, a, w: ops.einsum("bij,kj,jl->bkl", t, a, w)),
     "normalize": ("ARR", lambda x, w, b: ops.normalize(x, w, b, axis=(-1,), eps=1e-5)),
     "dropout": ("AM", lambda x, keep: ops.dropout(x, keep, p=0.25)),
+    "relu_drop_chain": (
+        "AWSRM",
+        lambda x, w, b, c, keep: relu_drop_chain(
+            x, w, b, w.T, c, w, keep[:, :3], keep[:, 2:], blocks=(2, 2), ps=(0.25, 0.5)
+        ),
+    ),
     "dropout_mask": ("D", lambda draw: ops.dropout_mask(draw, shape=(3, 7), p=0.25)),
     "dropout_add_layer_norm": (
         "ABRRD",

@@ -3,7 +3,6 @@
 from .batches import Accuracy, Mean, Metric
 from .callbacks import (
     EarlyStopper,
-    GradientClipping,
     LRFinder,
     LRMonitor,
     NaNStop,
@@ -21,7 +20,6 @@ __all__ = [
     "Callback",
     "EarlyStopper",
     "Event",
-    "GradientClipping",
     "History",
     "InMemoryLogger",
     "JSONLLogger",

@@ -30,7 +30,7 @@ from minima.nn import (
     Softmax,
 )
 from ..nn import functional as F
-from ..nn.module import role_of
+from ..nn.module import _unpack_params, role_of
 
 # %% ../../nbs/45_lints.ipynb #92a80771
 def _path(*names):
@@ -138,7 +138,9 @@ def after_backward(
     model,  # a Module, with the gradients of a batch
 ) -> list:
     "What looks like a mistake, as lines; none if all is well."
-    lost = [path for path, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    resting = _unpack_params([m for m in model.modules() if getattr(m, "may_rest", False)])
+    awaited = {id(p) for p in model.parameters() if p.requires_grad} - {id(p) for p in resting}
+    lost = [path for path, p in model.named_parameters() if id(p) in awaited and p.grad is None]
     asleep = [path for path, module in model.named_modules() if not module.training]
     lines = []
     if lost:

@@ -53,7 +53,7 @@ from minima.trainer.batches import (
     rows,
 )
 from .checkpoints import Folder, load_tree, newest, restore, snapshot
-from .events import CtrlC, Event, State, blaming, run_event
+from .events import CtrlC, Event, State, around_evaluation, blaming, run_event
 from .lints import after_backward, before_training
 from .loggers import History, ProgressBar
 from .time import Time
@@ -183,14 +183,16 @@ class Trainer:
         dataloader = state.eval_dataloader if dataloader is None else dataloader
         if dataloader is None:
             raise ValueError("there is nothing to evaluate on: pass a dataloader")
-        return evaluate(state.model, dataloader, state.loss_fn, self.metrics, self._moved)
+        with around_evaluation(state):
+            return evaluate(state.model, dataloader, state.loss_fn, self.metrics, self._moved)
 
     def predict(
         self,
         dataloader,  # batches, whose targets are not looked at; or a Tensor, a single batch
     ):
         "What the model makes of all batches: one Tensor, or a list if outputs are no Tensors."
-        return predict(self.state.model, dataloader, self._moved)
+        with around_evaluation(self.state):
+            return predict(self.state.model, dataloader, self._moved)
 
     # ---- the loop ----
 
@@ -240,12 +242,11 @@ class Trainer:
         for state.batch, part in parts(whole, self.grad_accumulation):
             share = 1.0 if is_sum else part
             run_event(Event.BEFORE_FORWARD, state)
-            given, wanted = given_and_wanted(state.batch)
             with blaming("the model"):
-                state.outputs = state.model(*given)
-            run_event(Event.AFTER_FORWARD, state)
+                state.outputs = state.model(*given_and_wanted(state.batch)[0])
+            run_event(Event.AFTER_FORWARD, state)  # from here on the target may be another
             with blaming("the loss function"):
-                state.loss = state.loss_fn(state.outputs, wanted)
+                state.loss = state.loss_fn(state.outputs, given_and_wanted(state.batch)[1])
             run_event(Event.AFTER_LOSS, state)
             if state.stop_reason:
                 return False
