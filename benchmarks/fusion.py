@@ -18,7 +18,7 @@ from minima import operators as ops
 from minima.autograd import Tensor
 from minima.backend import kernels_off
 from minima.operators import fused
-from minima.operators.fused import dropout_add_layer_norm, numpy_parts
+from minima.operators.fused import _numpy_parts, dropout_add_layer_norm
 from minima.random import keep_mask
 
 P, EPS = 0.1, 1e-5
@@ -103,15 +103,15 @@ if __name__ == "__main__":
         "operation by operation": by_rules(both_ways(composed, args, g)),
         "three operations": by_rules(both_ways(three_layers, args, g)),
         "one, the rule": by_rules(both_ways(one, args, g)),
-        "one, NumPy by rows": by_parts(both_ways(one, args, g), numpy_parts),
+        "one, NumPy by rows": by_parts(both_ways(one, args, g), _numpy_parts),
         "torch": theirs(args[:4], g),
     }
     try:
-        from minima.kernels.norms import parts
+        from minima.kernels.norms import _compiled_parts
     except ImportError:
         print("numba is not installed")
     else:
-        rivals["one, compiled"] = by_parts(both_ways(one, args, g), parts)
+        rivals["one, compiled"] = by_parts(both_ways(one, args, g), _compiled_parts)
     source, a = np.ones((rows, dim), "float32"), np.ones((1024, 1024), "float32")
     target, out = np.empty_like(source), np.empty_like(a)
     rivals["copy"] = lambda: np.copyto(target, source)

@@ -137,6 +137,7 @@ def test_a_kernel_writes_into_nothing_that_it_is_given_and_repeats_itself(kernel
     assert all((a == b).all() for a, b in zip(arrays, before))
 
 
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_what_does_not_fit_a_kernel_is_left_to_the_rule(kernel):
     parts = made_by(kernel)
@@ -160,7 +161,9 @@ def test_what_does_not_fit_a_kernel_is_left_to_the_rule(kernel):
 def test_rows_need_not_lie_one_behind_the_other(kernel):
     parts = made_by(kernel)
     x, g = some((6, 8)), some((8, 6), seed=1).T
-    for a in (x[:, ::2], x.T, x[::-1], np.broadcast_to(x[:1], (6, 8))):
+    fixed = x.copy()
+    fixed.flags.writeable = False
+    for a in (x[:, ::2], x.T, x[::-1], np.broadcast_to(x[:1], (6, 8)), fixed):
         expected = _parts(np, a, None, None, None, None, 0.0, 1e-5)
         found = parts(np, a, None, None, None, None, 0.0, 1e-5, True)
         np.testing.assert_allclose(found[0], expected[0], rtol=1e-12)
@@ -284,7 +287,7 @@ def test_values_of_half_precision_are_computed_wide():
     for dtype, rtol in (("float16", 2e-3), ("bfloat16", 2e-2)):
         if dtype == "bfloat16":
             pytest.importorskip("ml_dtypes")
-        x = Tensor(some((4, 700)) * 100).to(dtype).requires_grad_()
+        x = Tensor(some((4, 700)) * 10).to(dtype).requires_grad_()
         wide = x.detach().to("float32").requires_grad_()
         found = norm_and_sum(x, draw=Tensor(words(1, 2)), p=0.3)
         expected = norm_and_sum(wide, draw=Tensor(words(1, 2)), p=0.3)

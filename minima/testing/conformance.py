@@ -247,15 +247,9 @@ _SPECIAL = {
             x, w, b, w.T, c, w, keep[:, :3], keep[:, 2:], blocks=(2, 2), ps=(0.25, 0.5)
         ),
     ),
-    "dropout_mask": ("D", lambda draw: ops.dropout_mask(draw, shape=(3, 7), p=0.25)),
-    "dropout_add_layer_norm": (
-        "ABRRD",
-        lambda x, r, w, b, draw: ops.dropout_add_layer_norm(x, r, w, b, draw, p=0.25),
-    ),
-    "norm_and_sum": (
-        "ABRRD",
-        lambda x, r, w, b, draw: ops.multiply(*norm_and_sum(x, r, w, b, draw, p=0.25)),
-    ),
+    "dropout_mask": ("D", partial(ops.dropout_mask, shape=(3, 7), p=0.25)),
+    "dropout_add_layer_norm": ("ABRRD", partial(ops.dropout_add_layer_norm, p=0.25)),
+    "norm_and_sum": ("ABRRD", lambda *a: ops.multiply(*norm_and_sum(*a, p=0.25))),
 }
 
 
