@@ -165,9 +165,9 @@ def _backward(g, h, x, residual, weight, drop, mean, r, z):
 _compiled_parts = register_parts(rows_parts(_forward, _backward))
 
 # %% ../../nbs/73_kernels_norm.ipynb #3cf02696
-def _as_row(t, sizes):
-    "`t` of shape `sizes` as a row; None stays None."
-    return t if t is None else t.reshape(prod(sizes))
+def _shaped(a, shape):
+    "`a` in another `shape`; itself, which owns its memory, if it has that; None stays None."
+    return a if a is None or a.shape == shape else a.reshape(shape)
 
 
 @ops.normalize.kernel("cpu")
@@ -178,15 +178,13 @@ def normalize(xp, x, weight=None, bias=None, *, axis, eps):
     last = axes and min(axes) == x.ndim - len(axes) and x.size
     if not last or any(t is not None and getattr(t, "shape", ()) != sizes for t in (weight, bias)):
         return ops.normalize.rule(xp, x, weight, bias, axis=axis, eps=eps)
-    rows = _like_rows(x, prod(sizes), x.dtype)
-    affine = _as_row(weight, sizes), _as_row(bias, sizes)
-    y, _, (by_x, _, by_weight, by_bias) = _compiled_parts(
-        xp, rows, None, *affine, None, 0.0, eps, False
-    )
-    flat = asked_once(lambda g: g.reshape(rows.shape))
+    shape, row = (*x.shape[: -len(axes)], prod(sizes)), (prod(sizes),)
+    args = _shaped(x, shape), None, _shaped(weight, row), _shaped(bias, row), None
+    y, _, (by_x, _, by_weight, by_bias) = _compiled_parts(xp, *args, 0.0, eps, False)
+    flat = asked_once(lambda g: _shaped(g, shape))
     return (
-        y.reshape(x.shape),
-        lambda g: by_x(flat(g)).reshape(x.shape),
-        lambda g: by_weight(flat(g)).reshape(sizes),
-        lambda g: by_bias(flat(g)).reshape(sizes),
+        _shaped(y, x.shape),
+        lambda g: _shaped(by_x(flat(g)), x.shape),
+        lambda g: _shaped(by_weight(flat(g)), sizes),
+        lambda g: _shaped(by_bias(flat(g)), sizes),
     )
