@@ -500,6 +500,36 @@ def test_a_fused_layer_norm_is_a_layer_norm(torch):
         nn.FusedLayerNorm((4, 6))(Tensor(some((2, 24), "float32")))
 
 
+def test_defaults_lists_and_sizes():
+    layer, rows = nn.FusedDropoutLayerNorm(4), some((3, 4), "float32")
+    assert (
+        layer.dropout.p == 0.1 and layer.layer_norm.eps == 1e-5 and layer.layer_norm.bias.size == 4
+    )
+    expected = F.dropout_add_layer_norm(rows, residual=rows, p=0.1, seed=1)
+    found = F.dropout_add_layer_norm(rows.tolist(), residual=rows.tolist(), seed=1)
+    np.testing.assert_array_equal(found, expected)
+    for module in (layer.eval(), nn.FusedLayerNorm(4)):
+        np.testing.assert_array_equal(module(rows.tolist()).detach(), module(Tensor(rows)).detach())
+    for bare in (
+        nn.FusedDropoutLayerNorm(5, elementwise_affine=False),
+        nn.FusedDropoutLayerNorm(5),
+    ):
+        with pytest.raises(ShapeError, match="LayerNorm expects 5 features"):
+            bare(rows)
+    broken = np.full((2, 4), np.nan, "float32")
+    assert F.dropout_add_layer_norm(broken, p=0.0, return_mask=True)[1].numpy().all()
+
+
+def test_members_that_are_called_drop_what_they_should():
+    layer, x, r = (
+        nn.FusedDropoutLayerNorm(4, 1.0, prenorm=True),
+        Tensor(some((3, 4), "float32")),
+        1.5,
+    )
+    layer.dropout.register_forward_hook(lambda *_: None)
+    assert not layer(x)[1].numpy().any() and (layer(x, Tensor(np.float32(r)))[1].numpy() == r).all()
+
+
 # ---- the examples that the layer is documented with ----
 
 

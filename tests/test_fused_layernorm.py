@@ -117,3 +117,12 @@ def test_in_a_trainer_it_learns_what_it_would_have_learned():
         fitted(fused, FusedLayerNorm())  # as when a checkpoint is resumed
     with pytest.warns(NoEffectWarning):
         fitted(nn.Linear(6, 3), FusedLayerNorm())
+
+
+def test_a_trainer_operates_when_it_is_made_and_on_what_is_left():
+    loader = DataLoader(TensorDataset(some((4, 6)), np.arange(4) % 3), batch_size=2)
+    half = nn.Sequential(nn.FusedLayerNorm(6), nn.LayerNorm(6), nn.Linear(6, 3))
+    for model in (network(), half):
+        trainer = Trainer(model, loader, max_duration="1ep", algorithms=[FusedLayerNorm()])
+        kinds = [type(m) for m in trainer.state.model]
+        assert nn.FusedLayerNorm in kinds and nn.LayerNorm not in kinds

@@ -6,6 +6,7 @@ FOR_SPEED = "left out where it does nothing, for speed"
 NO_VALUE = "the token between gates has a place in the order, and a value that nobody reads"
 REMEMBERED = "computed again instead of remembered: the same, slower"
 SAME_MEMORY = "memory that is used again saves time, and changes nothing"
+REPLACED = "parameters that are made are replaced at once"
 FEWER_BLOCKS = "no mask has 2**35 numbers"
 AT_HOME = "on the CPU, NumPy's arrays are at home already"
 MASKS = "NumPy multiplies by a mask as by numbers; not every library does"
@@ -94,6 +95,24 @@ EQUIVALENT = {
     "optim.clipping._norm: xp.astype(a != 0, a.dtype) -> a != 0": "a sum of booleans is a count",
     "optim.clipping._norm: kind == 1 -> False": "the general formula gives the same, slower",
     "optim.clipping._norm: kind == 2 -> False": "the general formula gives the same, slower",
+    # nn.fused and its like
+    "algorithms.fused_layernorm._fused: FusedLayer(old.normalized_shape, old.eps, "
+    "elementwise_affine=False) -> FusedLayer(old.normalized_shape, old.eps)": REPLACED,
+    "algorithms.fused_layernorm._fused: elementwise_affine=False -> elementwise_affine=True":
+        REPLACED,
+    "nn.functional.fused._draw: x.device.put(np.array(pair, dtype=np.uint64)) -> "
+    "np.array(pair, dtype=np.uint64)": AT_HOME,
+    "nn.functional.fused._mask: ops.zeros_like(x) -> ops.ones_like(x)": "one is finite, too",
+    "nn.fused.FusedLayerNorm.forward: t is None or len(sizes) == 1 -> (t is None)": FOR_SPEED,
+    "nn.fused.FusedLayerNorm.forward: len(sizes) -> sizes": FOR_SPEED,
+    "nn.fused.FusedLayerNorm.forward: len(sizes) -> sizes (3)": FOR_SPEED,
+    "nn.fused.FusedLayerNorm.forward: len(sizes) -> sizes (4)": FOR_SPEED,
+    "nn.fused.FusedLayerNorm.forward: x if len(sizes) == 1 else ops.reshape(x, shape) -> "
+    "ops.reshape(x, shape)": FOR_SPEED,
+    "nn.fused.FusedLayerNorm.forward: y if len(sizes) == 1 else ops.reshape(y, x.shape) -> "
+    "ops.reshape(y, x.shape)": FOR_SPEED,
+    "nn.fused.FusedDropoutLayerNorm.__init__: LayerNorm(dim, eps, elementwise_affine, "
+    "device=device, dtype=dtype) -> LayerNorm(dim, eps, elementwise_affine, dtype=dtype)": AT_HOME,
     # operators.fused
     "operators.fused._parts: xp.astype(keep, a.dtype) -> keep": MASKS,
     "operators.fused._Gate.open: xp.asarray(0.0) -> (-xp.asarray(0.0))": NO_VALUE,
