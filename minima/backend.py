@@ -197,10 +197,18 @@ def register(
     return backend
 
 
+_UNSIGNED = {np.dtype(f"int{bits}"): np.dtype(f"uint{bits}") for bits in (8, 16, 32, 64)}
+
+
 class _NumPy(Backend):
     "NumPy, on the CPU."
 
     narrow = _NARROW
+
+    def check_indices(self, array, size):
+        unsigned = _UNSIGNED.get(array.dtype, array.dtype)  # where what is negative is very large
+        if array.size and np.maximum.reduce(array.view(unsigned), axis=None) >= size:
+            super().check_indices(array, size)
 
     def side_by_side(self, arrays):
         "Copies of `arrays`, of one dtype, in one 1-d array; it, and its pieces with their shapes."

@@ -1,6 +1,7 @@
 "What all tests share: one thread, repeatable examples, and PyTorch as the oracle."
 
 import os
+from importlib.util import find_spec
 
 from run_notebooks import THREADS
 
@@ -35,8 +36,10 @@ def pytest_sessionstart(session):
     blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]["name"]
     core = os.environ.get("OPENBLAS_CORETYPE", "unset")
     torch_version = oracle.__version__ if oracle else "not installed"
+    compiled = find_spec("numba") and os.environ.get("MINIMA_NUMBA") != "0"
     session.config.get_terminal_writer().line(
-        f"numpy {np.__version__} on {blas}, OPENBLAS_CORETYPE {core}, torch {torch_version}"
+        f"numpy {np.__version__} on {blas}, OPENBLAS_CORETYPE {core}, torch {torch_version}, "
+        f"kernels {'compiled by numba' if compiled else 'in NumPy alone'}"
     )
 
 

@@ -856,3 +856,12 @@ def test_an_argument_without_a_pullback_gets_no_gradient_even_if_it_wants_one(tr
     picked(x, y).backward([10.0])
     assert x.grad.tolist() == [30.0] and y.grad is None
     assert not picked(Tensor([1.0]), y).requires_grad
+
+
+def test_a_gradient_that_was_changed_between_two_walks_is_not_the_old_one():
+    x, w = (Tensor(np.ones(s), requires_grad=True) for s in ((2, 3), (3, 4)))
+    y, g = ops.linear(x, w, activation="tanh"), np.ones((2, 4))
+    (first,) = grad(y, x, g, retain_graph=True)
+    g *= 2
+    (second,) = grad(y, x, g)
+    assert np.allclose(second.numpy(), 2 * first.numpy())

@@ -305,3 +305,77 @@ def test_a_sequential_of_functions_and_shared_layers_computes_in_order():
     model = nn.Sequential(layer, lambda x: x + 1, layer)
     x = ones(3, 2)
     assert np.array_equal(model(x).data.numpy(), layer(layer(x) + 1).data.numpy())
+
+
+# ---- a Linear, and the activation behind it ----
+
+
+def recorded(y):
+    "The names of the rules behind `y`, the last first, along first arguments."
+    names = []
+    while y._order >= 0:
+        names.append(y._rule.__name__)
+        y = y._args[0]
+    return names
+
+
+class Bent(nn.ReLU):
+    def forward(self, x):
+        return x * 2
+
+
+BENDS = [nn.ReLU(), nn.GELU(), nn.SiLU(), nn.Sigmoid(), nn.Tanh()]
+
+
+@pytest.mark.parametrize("bend", BENDS, ids=repr)
+def test_an_activation_behind_a_linear_is_done_in_one_operation(bend):
+    x = Tensor(np.random.default_rng(0).normal(size=(4, 3)), dtype="float32")
+    model = nn.Sequential(nn.Linear(3, 5), bend, nn.Linear(5, 2, bias=False), bend)
+    apart = x
+    for module in model:
+        apart = module(apart)
+    joined = model(x)
+    assert recorded(joined) == ["linear", "linear"] and len(recorded(apart)) == 4
+    np.testing.assert_allclose(joined.detach(), apart.detach(), rtol=1e-5, atol=1e-6)
+    gradients = []
+    for y in (joined, apart):
+        y.backward(np.arange(8.0).reshape(4, 2))
+        gradients.append([p.grad.numpy().copy() for p in model.parameters()])
+        model.zero_grad()
+    for one, other in zip(*gradients, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_nothing_is_joined_where_somebody_would_notice():
+    x = Tensor(np.ones((4, 3)), dtype="float32")
+    linear, relu = nn.Linear(3, 5), nn.ReLU()
+    assert recorded(nn.Sequential(linear, relu)(x)) == ["linear"]
+    seen = []
+    for watched in (linear, relu):
+        handle = watched.register_forward_hook(lambda module, args, y: seen.append((module, y)))
+        assert len(recorded(nn.Sequential(linear, relu)(x))) > 1
+        handle.remove()
+    assert [module for module, _ in seen] == [linear, relu]
+    assert seen[0][1].min().item() < 0 <= seen[1][1].min().item()
+    linear, relu = nn.Linear(3, 5), nn.ReLU()
+    assert recorded(nn.Sequential(linear, Bent())(x)) == ["multiply", "linear"]
+    assert recorded(nn.Sequential(linear, nn.GELU("tanh"))(x)) == ["gelu", "linear"]
+    assert recorded(nn.Sequential(linear, nn.Identity(), relu)(x)) == ["relu", "linear"]
+    assert recorded(nn.Sequential(linear, lambda y: y * 2)(x)) == ["multiply", "linear"]
+    assert (
+        recorded(nn.Sequential(linear, linear_like := nn.Linear(5, 5), relu)(x)) == ["linear"] * 2
+    )
+    linear_like.forward = lambda y: -y
+    assert recorded(nn.Sequential(linear, linear_like, relu)(x)) == ["relu", "negate", "linear"]
+    relu.forward = lambda y: -y
+    assert recorded(nn.Sequential(linear, relu)(x)) == ["negate", "linear"]
+
+
+def test_an_error_names_the_linear_that_was_joined():
+    model = nn.Sequential(nn.ReLU(), nn.Linear(3, 5), nn.ReLU())
+    with pytest.raises(
+        RuntimeError, match=r"'1'.*expects 3 features|Linear.*1.*expects 3 features"
+    ):
+        model(Tensor(np.ones((4, 4)), dtype="float32"))
+    with pytest.raises(ValueError, match="activation is one of"):
+        nn.Linear(3, 5)(Tensor(np.ones((4, 3)), dtype="float32"), "rleu")

@@ -195,6 +195,11 @@ def normalised_by_batch(torch, x, *affine, axis, eps):
     return torch.nn.functional.batch_norm(x, None, None, training=True, eps=eps, **affine)
 
 
+def bent(torch, x, w, b=None, activation=None):
+    y = torch.nn.functional.linear(x, w.T, b if b is None else b[0])
+    return getattr(torch.nn.functional, activation)(y)
+
+
 def kept(torch, draw, shape, p):
     "What is kept of (seed, offset), a tensor of two words."
     return torch.tensor(keep_mask(tuple(shape), p, *draw.tolist()))
@@ -548,6 +553,8 @@ ROWS = [
         lambda torch, x, w, b=None: torch.nn.functional.linear(x, w.T, b if b is None else b[0]),
         [((5, 3), (3, 4)), ((5, 3), (3, 4), (1, 4)), ((2, 5, 3), (3, 4), (1, 4)),
          ((3,), (3, 4)), ((0, 3), (3, 4), (1, 4)), ((1, 1), (1, 1), (1, 1))]),
+    Row("linear, and a bend", ops.linear, bent, [((5, 3), (3, 4), (1, 4)), ((2, 5, 3), (3, 4))],
+        settings=[{"activation": name} for name in ("relu", "gelu", "silu", "sigmoid", "tanh")]),
     Row("cross_entropy", ops.cross_entropy, "nn.functional.cross_entropy",
         [((5, 3), (5,)), ((1, 4), (1,)), ((4, 3), (4,))], (normal, below(3))),
     Row("surprise", ops.surprise, each_surprise,
@@ -576,6 +583,9 @@ ROWS = [
         [((3, 4), (3, 4)), ((2, 3, 4), (3, 4)), ((0,), (0,))], (normal, mask), [{"p": 0.4}]),
     Row("dropout_mask", ops.dropout_mask, kept, [((2,),)], words,
         [{"shape": (3, 7), "p": 0.4}, {"shape": (0, 2), "p": 0.4}, {"shape": (2,), "p": 1.0}]),
+    Row("dropout_by_draw", ops.dropout_by_draw,
+        lambda torch, x, draw, p: x * kept(torch, draw, x.shape, p) / (1 - p),
+        [((3, 7), (2,)), ((2, 3, 4), (2,))], (normal, words), [{"p": 0.4}]),
     Row("dropout_add_layer_norm", ops.dropout_add_layer_norm, dropped_added_normalised,
         [((3, 7), (3, 7), (7,), (7,), (2,)), ((2, 3, 5), (2, 3, 5), (5,), (5,), (2,))],
         (normal, normal, normal, normal, words), [{"p": 0.25, "eps": 1e-5}]),

@@ -127,12 +127,13 @@ def _walk_back(
 
 def _pulled(pull, g, leaf):
     "What `pull` makes of `g` for a leaf; in the home of its gradient, if there is one, and free."
-    home, code = getattr(leaf, "_home", None), getattr(pull, "__code__", None)
-    if home is None or code is None or code.co_varnames[1 : code.co_argcount] != ("out",):
+    home, like = getattr(leaf, "_home", None), leaf.array
+    if home is None or home.shape != like.shape or home.dtype is not like.dtype:
         return pull(g)
-    like = leaf.array
-    fits = home.shape == like.shape and home.dtype == like.dtype
-    return pull(g, home) if fits and getrefcount(home) == _AT_HOME else pull(g)
+    code = getattr(pull, "__code__", None)
+    if code is None or code.co_argcount != 2 or code.co_varnames[1] != "out":
+        return pull(g)
+    return pull(g, home) if getrefcount(home) == _AT_HOME else pull(g)
 
 
 def _read_again(t):
@@ -207,7 +208,9 @@ def _first_cotangent(output, gradient, as_tensor):
 
 def _accumulate(leaf, g):
     "Add the cotangent `g` to `leaf.grad`, which owns its memory."
-    if isinstance(g, Tensor):  # with its graph, but a tensor and an array of its own
+    if leaf.grad is None and g is getattr(leaf, "_home", None):
+        leaf.grad = wrap(g)
+    elif isinstance(g, Tensor):  # with its graph, but a tensor and an array of its own
         leaf.grad = g * 1 if leaf.grad is None else leaf.grad + g
     elif leaf.grad is not None and leaf.grad.requires_grad:  # its graph needs its numbers
         leaf.grad = leaf.grad.detach() + wrap(g)
@@ -219,8 +222,6 @@ def _accumulate(leaf, g):
         and getattr(g, "base", g) is None  # no view; who cannot tell is copied
         and getrefcount(g) == _ALONE
     ):
-        leaf.grad = wrap(g)
-    elif g is getattr(leaf, "_home", None):
         leaf.grad = wrap(g)
     else:  # a view, a scalar, or numbers that somebody else holds, too
         leaf.grad = wrap(backend_of(leaf.array).copy(g))

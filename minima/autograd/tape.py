@@ -283,13 +283,15 @@ _writing = Lock()  # other threads write, too
 def wrote(
     array,  # the array, or a view of it
     by,  # what wrote, in words for people
+    *others,  # more arrays
 ):
     "Note that numbers in `array` were replaced, for walks back over what was recorded before."
-    key = id(_owner(array))
     with _writing:
-        _written.pop(key, None)  # so that the notes stay in order of time
-        _written[key] = _next_order(), by
-        if len(_written) > _MOST_NOTES:
+        note = _next_order(), by
+        for key in [id(_owner(a)) for a in (array, *others)]:
+            _written.pop(key, None)  # so that the notes stay in order of time
+            _written[key] = note
+        while len(_written) > _MOST_NOTES:
             del _written[next(iter(_written))]
 
 

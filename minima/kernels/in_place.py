@@ -20,6 +20,10 @@ What is left out: anything that would take a loop over rows in Python.
 """
 
 # %% ../../nbs/74_in_place.ipynb #ccfa52a7
+from functools import lru_cache
+
+import numpy as np
+
 from .. import operators as ops
 from ..autograd.tape import asked_once
 from ..operators import gelu, relu, sigmoid, silu, tanh
@@ -28,26 +32,19 @@ from ..operators import gelu, relu, sigmoid, silu, tanh
 _RULES = dict(relu=relu.rule, gelu=gelu.rule, silu=silu.rule, sigmoid=sigmoid.rule, tanh=tanh.rule)
 
 
-def bent(xp, y, bias, activation):
-    "`activation` of `y + bias`, in place; and the way back to a cotangent of `y`, and of `bias`."
+def bent(xp, y, bias, activation, bends=_RULES):
+    "`activation` of `y + bias`, in place; and what makes of its cotangent that of `y`, or None."
     y += bias
-    if activation == "relu":
-        xp.maximum(y, 0, out=y)
-        bend = lambda g: xp.multiply(g, y != 0)
-    elif activation is not None:
-        y, bend = _RULES[activation](xp, y)
-    else:
-        bend = lambda g: g
-
-    def back(g):
-        d = bend(g)
-        return d, xp.sum(d, axis=0)
-
-    return y, back
+    if activation is None:
+        return y, None
+    if activation != "relu":
+        return bends[activation](xp, y)
+    xp.maximum(y, 0, out=y)
+    return y, lambda g: xp.multiply(g, y != 0)
 
 
 def linear_by(
-    bent,  # what adds a bias and bends, and comes back through both
+    bent,  # what adds a bias and bends, and comes back
 ):
     "The kernel of `linear` that uses `bent`."
 
@@ -55,31 +52,58 @@ def linear_by(
         "`linear`, with bias and activation in the memory of the product."
         if not _in_order(x, weight, bias, activation):
             return ops.linear.rule(xp, x, weight, bias, activation=activation)
-        rows, shape = x.reshape(-1, x.shape[-1]), bias.shape
-        y, back = bent(xp, xp.dot(rows, weight), bias, activation)
-        flat = asked_once(lambda g: back(g.reshape(-1, shape[-1])))
+        if x.ndim != 2:
+            return _by_rows(xp, linear, x, weight, bias, activation)
+        y, back = bent(xp, xp.dot(x, weight), bias, activation)
+        back, is_row = back and asked_once(back), bias.ndim == 2
         return (
-            y.reshape(*x.shape[:-1], shape[-1]),
-            lambda g: xp.dot(flat(g)[0], weight.T).reshape(x.shape),
-            lambda g, out=None: xp.dot(rows.T, flat(g)[0], out=out),
-            lambda g: flat(g)[1].reshape(shape),
+            y,
+            lambda g: xp.dot(back(g) if back else g, weight.T),
+            lambda g, out=None: xp.dot(x.T, back(g) if back else g, out=out),
+            lambda g, out=None: _column_sums(xp, back(g) if back else g, is_row, out),
         )
 
     return linear
+
+
+def _column_sums(xp, d, is_row, out):
+    "The sum of the rows of `d`, as a row or a vector: a product with ones, since BLAS is quick."
+    ones = _ones(len(d), d.dtype)
+    return xp.dot(ones if is_row else ones[0], d, out=out)
+
+
+@lru_cache(maxsize=16)
+def _ones(n, dtype):
+    "A row of `n` ones."
+    return np.ones((1, n), dtype)
+
+
+def _by_rows(xp, linear, x, weight, bias, activation):
+    "`linear` of `x` with all its axes but the last made one."
+    shape, rows = x.shape, x.reshape(-1, x.shape[-1])
+    y, *pulls = linear(xp, rows, weight, bias, activation=activation)
+    flat = asked_once(lambda g: g.reshape(-1, g.shape[-1]))
+    by_x, by_weight, by_bias = pulls
+    return (
+        y.reshape(*shape[:-1], -1),
+        lambda g: by_x(flat(g)).reshape(shape),
+        lambda g, out=None: by_weight(flat(g), out),
+        lambda g, out=None: by_bias(flat(g), out),
+    )
 
 
 def _in_order(x, weight, bias, activation):
     "Whether `bias` is a row that can be added to `x @ weight` where that lies, in one dtype."
     return (
         bias is not None
+        and x.dtype is weight.dtype is bias.dtype
+        and x.dtype.char in "fd"
         and (activation is None or activation in _RULES)
         and weight.ndim == 2
-        and bias.shape in (weight.shape[1:], (1, weight.shape[1]))
+        and bias.size == weight.shape[1] == bias.shape[-1]
+        and x.shape[-1] == weight.shape[0]
         and bias.ndim <= x.ndim
-        and x.shape[-1] == len(weight)
-        and bias.size > 0
-        and x.dtype == weight.dtype == bias.dtype
-        and x.dtype.char in "fd"
+        and weight.size > 0
     )
 
 
@@ -92,12 +116,15 @@ def cross_entropy(xp, logits, labels):
     n = len(logits)
     if logits.dtype.char not in "fd" or not n:
         return ops.cross_entropy.rule(xp, logits, labels)
-    z = logits - xp.max(logits, axis=1, keepdims=True)
+    z = logits - xp.maximum.reduce(logits, axis=1, keepdims=True)
     at = xp.arange(n), labels
     right = z[at]
     e = xp.exp(z, out=z)
-    total = xp.sum(e, axis=1, keepdims=True)
-    loss = xp.mean(xp.log(total[:, 0]) - right)
+    total = xp.add.reduce(e, axis=1, keepdims=True)
+    losses, mean = xp.log(total[:, 0]), xp.empty((), z.dtype)
+    losses -= right
+    xp.add.reduce(losses, out=mean)
+    mean /= n
 
     def pull(g):
         d = e / total
@@ -105,4 +132,4 @@ def cross_entropy(xp, logits, labels):
         d *= g / n
         return d
 
-    return loss, pull
+    return mean, pull

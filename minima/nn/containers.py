@@ -110,22 +110,25 @@ class _Members(tuple):
         return _child_modules(self.owner)
 
 
-def _trait(module, name):
-    "What the very class of `module` says under `name`, unless calls of it are watched or changed."
-    if name in type(module).__dict__ and module._hooks is None and "forward" not in vars(module):
-        return getattr(module, name)
+def _traits(module):
+    "Whether `module` can bend what it makes, and which activation it is itself, by name."
+    own = module.__class__.__dict__  # not what a class inherits: it may compute something else
+    bends, bend = "_bends" in own, "_bend" in own
+    if not (bends or bend) or module._hooks is not None or "forward" in module.__dict__:
+        return False, None
+    return bends, module._bend if bend else None
 
 
 def _applied(modules, x):
     "What `modules` make of `x`, one after the other."
     before = None  # a module that can do the activation behind it as well
     for module in modules:
+        bends, bend = _traits(module)
         if before is not None:
-            bend = _trait(module, "_bend")
             x, before = before(x, bend), None
-            if bend:
+            if bend is not None:
                 continue
-        if _trait(module, "_bends"):
+        if bends:
             before = module
         else:
             x = module(x)

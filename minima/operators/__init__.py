@@ -103,7 +103,7 @@ from minima.operators.further import (
     trunc,
     unbind,
 )
-from .fused import dropout_add_layer_norm, dropout_mask
+from .fused import dropout_add_layer_norm, dropout_by_draw, dropout_mask
 from minima.operators.indexing import (
     argsort,
     chunk,
@@ -214,19 +214,10 @@ Tensor.namespace = sys.modules[__name__]
 for _op in (linear, cross_entropy):
     _op.kernel("cpu", "minima.kernels.in_place", compiled=False)
 
-for _op in (
-    cross_entropy,
-    gelu,
-    leaky_relu,
-    linear,
-    log_softmax,
-    relu,
-    sigmoid,
-    silu,
-    softmax,
-    tanh,
-):
+for _op in (cross_entropy, leaky_relu, log_softmax, relu, sigmoid, silu, softmax, tanh):
     _op.kernel("cpu", "minima.kernels.cpu")
+for _op in (gelu, linear):
+    _op.kernel("cpu", "minima.kernels.linear")
 normalize.kernel("cpu", "minima.kernels.norms")
 
 # %% ../../nbs/10_operators.ipynb #ea3ebfd3

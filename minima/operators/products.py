@@ -104,7 +104,12 @@ def linear(xp, x, weight, bias=None, *, activation=None):
         raise ValueError(f"activation is one of {[*_ACTIVATIONS]}, not {activation!r}")
     y, bend = _ACTIVATIONS[activation].rule(xp, y)
     bend = asked_once(bend)
-    return y, *[lambda g, pull=pull: pull(bend(g)) for pull in pulls]
+    return y, *[_behind(bend, pull) for pull in pulls]
+
+
+def _behind(bend, pull):
+    "The pullback of what comes before a bend: `pull`, of what `bend` makes of a cotangent."
+    return lambda g: pull(bend(g))
 
 # %% ../../nbs/08_products.ipynb #50edaa23
 # ---- einsum ----

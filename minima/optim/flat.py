@@ -119,8 +119,7 @@ class Bundle:
             self.numbers = {name: after[-1][name] for name in self.numbers}
             for state in self.states:
                 state.update(self.numbers)
-        for piece in self.pieces:
-            wrote(piece, "an optimizer's step()")
+        wrote(self.pieces[0], "an optimizer's step()", *self.pieces[1:])
 
     def _gather(self):
         "Bring all gradients home, if they are not there."

@@ -241,6 +241,7 @@ _SPECIAL = {
     "einsum": ("TAW", lambda t, a, w: ops.einsum("bij,kj,jl->bkl", t, a, w)),
     "normalize": ("ARR", lambda x, w, b: ops.normalize(x, w, b, axis=(-1,), eps=1e-5)),
     "dropout": ("AM", lambda x, keep: ops.dropout(x, keep, p=0.25)),
+    "dropout_by_draw": ("AD", lambda x, draw: ops.dropout_by_draw(x, draw, p=0.25)),
     "relu_drop_chain": (
         "AWSRM",
         lambda x, w, b, c, keep: relu_drop_chain(

@@ -26,11 +26,13 @@ The losses stand beside it, in `losses`.
 # %% ../../../nbs/18_functional.ipynb #d054e7dd
 from math import prod
 
+import numpy as np
+
 from ... import init
 from ... import operators as ops
 from ...autograd import ShapeError, Tensor, no_grad
 from ...backend import backend_of
-from ...random import as_generator, keep_mask
+from ...random import as_generator
 
 # %% ../../../nbs/18_functional.ipynb #98462028
 # ---- looking at what comes in ----
@@ -143,10 +145,13 @@ def linear(
     activation=None,  # "relu", "gelu", "silu", "sigmoid" or "tanh": what the result goes through
 ):
     "`x @ weight + bias`, (..., out). Raises ShapeError for a wrong size, RuntimeError for a dtype."
-    x = _tensor(x)
-    _check_last("Linear", x, weight.shape[:1])
-    _check_dtype("Linear", x, weight)
-    if x.ndim == 1 and bias is not None:
+    x, weight = _tensor(x), _tensor(weight)
+    shape = x.array.shape
+    if shape[-1:] != weight.array.shape[:1]:
+        _check_last("Linear", x, weight.shape[:1])
+    if x.array.dtype is not weight.array.dtype:
+        _check_dtype("Linear", x, weight)
+    if len(shape) == 1 and bias is not None:
         bias = ops.reshape(bias, shape=(-1,))
     if activation is None:
         return ops.linear(x, weight, bias)  # without settings, which is quicker
@@ -331,9 +336,8 @@ def dropout(
     if not training or p == 0:
         return x
     x = _tensor(x)
-    seed, offset = as_generator(generator).draw()
-    keep = x.device.put(keep_mask(x.shape, p, seed, offset))
-    return ops.dropout(x, keep, p=p)
+    draw = np.array(as_generator(generator).draw(), dtype=np.uint64)
+    return ops.dropout_by_draw(x, x.device.put(draw), p=p)
 
 # %% ../../../nbs/18_functional.ipynb #9174b4f4
 # ---- labels as rows ----

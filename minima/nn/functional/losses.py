@@ -208,7 +208,7 @@ def _labels(layer, input, target, ignore_index):
     classes = _check_axes(layer, input, target)
     if not target.size:
         return ops.astype(target, "int64"), None  # nobody says what an empty list is made of
-    if _is_floating(target) or target.dtype == "bool":
+    if target.dtype.kind not in "iu":
         how = "a label is the number of a class, so convert with .to('int64')"
         raise TypeError(f"{layer} expects integer labels, got {target.dtype}: {how}")
     check = backend_of(target.array).check_indices

@@ -1,0 +1,414 @@
+"Each compiled kernel against its rule: values, gradients, layouts, NaN, threads, and what is left."
+
+import itertools
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from test_operators import LAYOUTS, ROWS, is_operator, numbers
+
+from minima import nn
+from minima import operators as ops
+from minima.autograd import Tensor
+from minima.backend import kernels_off, numpy_backend
+from minima.optim.optimizers import _adam, _sgd
+from minima.random import keep_mask
+
+numba = pytest.importorskip("numba", reason="numba is not installed, so there are no kernels")
+if os.environ.get("MINIMA_NUMBA") == "0":
+    pytest.skip("MINIMA_NUMBA=0, so there are no kernels", allow_module_level=True)
+
+from minima.kernels import cpu, linear, optim
+
+xp = numpy_backend.xp
+COMPILED = {
+    name: kernel
+    for module in (cpu, linear)
+    for name, kernel in vars(module).items()
+    if is_operator(getattr(ops, name, None)) and kernel.__module__.startswith("minima")
+}
+OURS = [row for row in ROWS if row.name.partition(",")[0] in COMPILED]
+FLOATS = ["float32", "float64"]
+LARGE = {
+    "softmax": ((37, 513), (3, 5, 1000), (2, 1), (1000, 10)),
+    "cross_entropy": ((37, 513), (300, 3), (2, 1)),
+    "other": ((7, 1001), (3,), (2, 3, 4, 5)),
+}
+
+
+def alike(found, expected, slack=1.0):
+    "Assert that arrays are equal up to rounding, NaN and infinities among them."
+    assert found.shape == expected.shape and found.dtype == expected.dtype
+    finite = np.isfinite(expected)
+    assert np.array_equal(found[~finite], expected[~finite], equal_nan=True)
+    assert np.isfinite(found[finite]).all()
+    eps, size = np.finfo(expected.dtype).eps, np.abs(expected[finite]).max(initial=1e-30)
+    np.testing.assert_allclose(
+        found[finite], expected[finite], rtol=60 * eps, atol=20 * slack * eps * min(size, 1e30)
+    )
+
+
+def upstream(value, seed=1):
+    return np.asarray(np.random.default_rng(seed).normal(size=value.shape), dtype=value.dtype)
+
+
+def reading(read, arrays, settings, g=None):
+    "The value and all gradients, summed to the shapes of the arguments as the engine does."
+    y, *pulls = read(xp, *arrays, **settings)
+    y = np.asarray(y)
+    g = upstream(y) if g is None else g
+    found = [y]
+    for a, pull in zip(arrays, pulls):
+        d = np.asarray(pull(g))
+        extra = tuple(range(d.ndim - a.ndim))
+        d = d.sum(axis=extra) if extra else d
+        thin = tuple(i for i, n in enumerate(a.shape) if n != d.shape[i])
+        found.append(d.sum(axis=thin, keepdims=True) if thin else d)
+    return found
+
+
+def compare(name, arrays, settings, g=None, slack=1.0):
+    "Assert that the kernel called `name` agrees with its rule, and writes into no argument."
+    before = [a.copy() for a in arrays]
+    with np.errstate(all="ignore"):
+        found = reading(COMPILED[name], arrays, settings, g)
+        expected = reading(getattr(ops, name).rule, arrays, settings, g)
+    for mine, rules in zip(found, expected, strict=True):
+        alike(mine, rules, slack)
+    for a, b in zip(arrays, before, strict=True):
+        assert np.array_equal(a, b, equal_nan=True), "a kernel wrote into its argument"
+
+
+def cast(arrays, dtype):
+    "Copies of `arrays` that can be written to, those of floats in `dtype`, in the same layout."
+    return [a.astype(dtype, order="K") if a.dtype.kind == "f" else a.copy() for a in arrays]
+
+
+# ---- which there are ----
+
+
+def test_the_kernels_are_found_where_operations_look_for_them():
+    wanted = "cross_entropy dropout_by_draw gelu leaky_relu linear log_softmax relu sigmoid silu"
+    assert {*COMPILED} == {*wanted.split(), "softmax", "tanh"}
+    for name, kernel in COMPILED.items():
+        assert getattr(ops, name).readings.kernels.find("cpu") is kernel
+        with kernels_off():
+            assert getattr(ops, name).readings.kernels.find("cpu") is None
+
+
+def test_what_is_compiled_is_not_hidden_by_what_is_not():
+    "NumPy's kernels are registered first, in whatever order modules are imported."
+    program = "import minima as mi; mi.Tensor([[1.0]]).relu(); mi.operators.cross_entropy([[1.0]], "
+    program += "[0]); print(mi.operators.cross_entropy.readings.kernels.known['cpu'].__module__)"
+    assert run(program) == "minima.kernels.cpu"
+
+
+# ---- against the rules ----
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("row", OURS, ids=lambda row: row.name)
+def test_a_kernel_computes_what_its_rule_does(row, dtype):
+    for shapes, settings in row.cases():
+        arrays = cast(numbers(row.make, shapes), dtype)
+        compare(row.name.partition(",")[0], arrays, settings)
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "as it is"])
+@pytest.mark.parametrize("row", OURS, ids=lambda row: row.name)
+def test_layouts_make_no_difference(row, layout):
+    for shapes, settings in row.cases():
+        arrays = [LAYOUTS[layout](a) for a in cast(numbers(row.make, shapes), "float32")]
+        compare(row.name.partition(",")[0], arrays, settings)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("row", OURS, ids=lambda row: row.name)
+def test_large_and_odd_shapes(row, dtype):
+    name = row.name.partition(",")[0]
+    if name in ("linear", "dropout_by_draw") or "number" in row.name:
+        pytest.skip("has tests of its own")
+    for shape in LARGE.get(name.removeprefix("log_"), LARGE["other"]):
+        shapes = [shape, shape[:1]] if name == "cross_entropy" else [shape]
+        arrays = cast(numbers(row.make, shapes), dtype)
+        if name == "cross_entropy":
+            arrays[1] %= shape[1]
+        compare(name, arrays, {}, slack=20 if name == "cross_entropy" else 4)
+
+
+SPECIAL = [np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30, 88.7, -88.7, 3.0]
+UNARY = [n for n in COMPILED if n not in ("linear", "cross_entropy", "dropout_by_draw")]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("name", UNARY)
+def test_nan_and_infinities_go_where_the_rule_has_them(name, dtype):
+    a = np.array(list(itertools.product(SPECIAL, SPECIAL[:8])), dtype)
+    a = np.concatenate([a, np.full((len(a), 3), 0.5, dtype)], axis=1)
+    if name == "gelu":
+        a[np.abs(a) > 1e18] = np.nan  # whose square the rule cannot hold
+    compare(name, [a], {})
+    if name in ("relu", "tanh", "sigmoid", "leaky_relu"):
+        flat = np.array(SPECIAL, dtype)
+        compare(name, [np.full_like(flat, 0.25)], {}, flat)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_nan_in_scores_is_nan_in_the_loss_and_stays_in_its_row(dtype):
+    for bad in (np.nan, np.inf):
+        scores = np.zeros((4, 5), dtype)
+        scores[2, 3] = bad
+        compare("cross_entropy", [scores, np.array([0, 1, 2, 3])], {})
+    masked = np.zeros((4, 5), dtype)
+    masked[:, 2] = -np.inf
+    compare("cross_entropy", [masked, np.array([0, 1, 3, 4])], {})
+
+
+def test_a_probability_of_zero_is_zero():
+    y, _ = cpu.softmax(xp, np.array([[0, -np.inf, -1e4, 0]], "float32"))
+    assert y.tolist() == [[0.5, 0, 0, 0.5]]
+
+
+@pytest.mark.parametrize("name", UNARY)
+def test_any_cotangent_will_do(name):
+    a = np.random.default_rng(0).normal(size=(6, 5)).astype("float32")
+    wide = np.random.default_rng(1).normal(size=(6, 10))
+    frozen = wide[:, :5].astype("float32")
+    frozen.flags.writeable = False
+    for g in (wide[:, ::2].astype("float32"), wide[:, 5:], frozen, np.broadcast_to(a[:1], a.shape)):
+        _, pull = COMPILED[name](xp, a)
+        _, by_rule = getattr(ops, name).rule(xp, a)
+        alike(pull(g), by_rule(g.astype("float32")))
+
+
+@pytest.mark.parametrize("name", UNARY)
+def test_what_a_kernel_does_not_know_goes_by_the_rule(name):
+    rng = np.random.default_rng(0)
+    operation = getattr(ops, name)
+    a = rng.normal(size=(3, 4))
+    others = a.astype("float16"), rng.integers(-3, 3, (3, 4)), a[:0], a[:, :0], a.astype(">f4"), 1.5
+    for a in others:
+        found = operation(a).numpy()
+        with kernels_off():
+            expected = operation(a).numpy()
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found, expected, rtol=2e-3 if found.itemsize == 2 else 1e-5)
+
+
+# ---- one by one ----
+
+
+def test_a_wrong_label_is_an_error_and_nothing_is_read_there():
+    scores = np.zeros((3, 4), "float32")
+    for labels in ([0, 1, 4], [0, 1, 10**12]):
+        with pytest.raises(IndexError):
+            ops.cross_entropy(scores, labels)
+    with pytest.raises(IndexError):
+        ops.cross_entropy(scores, [0, 1])
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int32", "int64", "uint16"])
+def test_labels_are_any_integers(kind):
+    rng = np.random.default_rng(0)
+    compare("cross_entropy", [rng.normal(size=(9, 7)), rng.integers(0, 7, 9).astype(kind)], {})
+
+
+def test_the_loss_is_as_exact_as_its_mean():
+    scores = np.random.default_rng(0).normal(size=(200_000, 3)).astype("float32")
+    labels = np.zeros(len(scores), "int64")
+    exact, _ = ops.cross_entropy.rule(xp, scores.astype("float64"), labels)
+    loss, _ = cpu.cross_entropy(xp, scores, labels)
+    assert abs(loss - exact) < 1e-7
+
+
+@pytest.mark.parametrize("p", [1 / 65536, 0.1, 0.5, 0.9, 65535 / 65536])
+@pytest.mark.parametrize("shape", [(1,), (7,), (8, 3), (513,), (5, 7, 31), (64, 128)])
+def test_dropout_drops_what_the_mask_says(p, shape):
+    p = round(p * 65536) / 65536
+    for seed, offset in [(0, 0), (2**64 - 1, 2**64 - 1), (2**33 + 7, 2**35 + 1)]:
+        x = np.random.default_rng(0).normal(size=shape).astype("float32")
+        y, pull, *_ = cpu.dropout_by_draw(xp, x, np.array([seed, offset], "uint64"), p=p)
+        keep = keep_mask(shape, p, seed, offset)
+        assert np.array_equal(y, ops.dropout.rule(xp, x, keep, p=p)[0])
+        assert np.array_equal(pull(x), y)
+
+
+def test_nothing_or_all_is_dropped_by_the_rule():
+    x, draw = np.ones((2, 3)), np.array([1, 2], "uint64")
+    for p in (0.0, 1e-9, 1.0, 1 - 1e-9):
+        y, *_ = cpu.dropout_by_draw(xp, x, draw, p=p)
+        assert np.allclose(y, 1 - round(p))
+
+
+SHAPES = [
+    ((5, 3), (1, 4)), ((5, 3), (4,)), ((2, 5, 3), (1, 4)), ((2, 5, 3), (4,)), ((3,), (4,)),
+    ((0, 3), (4,)), ((5, 0), (4,)), ((5, 3), (1,)), ((5, 3), (5, 4)), ((5, 3), (1, 1, 4)),
+    ((64, 300), (4,)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("shape, bias", SHAPES)
+def test_linear_with_any_activation_and_bias(shape, bias, dtype, activation):
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=s).astype(dtype) for s in (shape, (shape[-1], 4), bias)]
+    compare("linear", arrays, {"activation": activation}, slack=10)
+    if bias == (4,):
+        arrays[2] = arrays[2].astype("float16")
+        compare("linear", arrays, {"activation": activation}, slack=10)
+
+
+def test_linear_of_one_output_and_of_an_activation_that_is_none():
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=s) for s in ((5, 3), (3, 1), (1,))]
+    compare("linear", arrays, {"activation": "relu"})
+    with pytest.raises(ValueError, match="activation is one of .*relu.*, not 'rleu'"):
+        ops.linear(*arrays, activation="rleu")
+
+
+def test_kernels_do_not_change_how_a_model_learns():
+    "A few steps with kernels and without end in the same parameters."
+
+    def trained():
+        nn.init.manual_seed(0) if hasattr(nn, "init") else None
+        rng = np.random.default_rng(0)
+        model = nn.Sequential(
+            nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)
+        )
+        for p in model.parameters():
+            p.data[...] = rng.normal(size=p.shape)
+        x, labels = Tensor(rng.normal(size=(10, 6)).astype("float32")), Tensor(np.arange(10) % 3)
+        for _ in range(5):
+            loss = nn.functional.cross_entropy(model(x), labels)
+            loss.backward()
+            for p in model.parameters():
+                p.data[...] = p.data - 0.1 * p.grad
+                p.grad = None
+        return [p.data.numpy().copy() for p in model.parameters()]
+
+    ours = trained()
+    with kernels_off():
+        theirs = trained()
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+# ---- steps of optimizers ----
+
+SETTINGS = {
+    "adam": [{}, {"weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled": True},
+             {"maximize": True, "eps": 0.1, "betas": (0.5, 0.9)}, {"amsgrad": True}],
+    "sgd": [{}, {"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.25, "weight_decay": 0.1},
+            {"momentum": 0.9, "nesterov": True}, {"maximize": True, "weight_decay": 0.1}],
+}  # fmt: skip
+
+
+def stepped(kind, step, start, gradients, settings):
+    "The parameter and all that is remembered after a step for each of `gradients`."
+    p = np.array(start, order="K")
+    states = [np.zeros_like(p) for _ in range(3)]
+    settings = dict(settings)
+    if settings.pop("amsgrad", False):
+        settings["largest"] = states[2]
+    for t, g in enumerate(gradients):
+        if kind == "adam":
+            step(p, g, *states[:2], t + 1, lr=0.05, **settings)
+        else:
+            step(p, g, states[0] if settings.get("momentum") else None, t == 0, lr=0.05, **settings)
+    return [p, *states]
+
+
+@pytest.mark.parametrize("dtype", ["float16", *FLOATS])
+@pytest.mark.parametrize(
+    "kind, settings", [(kind, how) for kind, all_of in SETTINGS.items() for how in all_of]
+)
+def test_a_step_has_the_bits_of_numpys(kind, settings, dtype):
+    ours, theirs = {"adam": (optim.adam, _adam), "sgd": (optim.sgd, _sgd)}[kind]
+    rng = np.random.default_rng(0)
+    for shape in ((), (1,), (7, 5), (1001,), (0, 3)):
+        start = rng.normal(size=shape).astype(dtype)
+        gradients = rng.normal(size=(6, *shape)).astype(dtype)
+        if start.size > 10:
+            gradients[2, 0], gradients[3, 1] = np.nan, np.inf
+        for layout in ("as it is", "transposed"):
+            with np.errstate(all="ignore"):
+                how = LAYOUTS[layout](start), [LAYOUTS[layout](g) for g in gradients], settings
+                pairs = zip(stepped(kind, ours, *how), stepped(kind, theirs, *how), strict=True)
+            for a, b in pairs:
+                assert np.array_equal(a, b, equal_nan=True)
+
+
+def test_a_step_takes_gradients_that_cannot_be_written_and_leaves_them():
+    g = np.broadcast_to(np.float32(1.0), (4, 5))
+    p, q = np.ones((4, 5), "float32"), np.ones((4, 5), "float32")
+    optim.sgd(p, g, None, True, lr=0.5)
+    _sgd(q, g, None, True, lr=0.5)
+    assert np.array_equal(p, q) and (g == 1).all()
+
+
+# ---- how they run ----
+
+
+def test_threads_do_not_disturb_each_other():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(400, 300)).astype("float32")
+    draw, labels = np.array([5, 6], "uint64"), rng.integers(0, 300, 400)
+    tasks = [("softmax", [a], {}), ("gelu", [a], {}), ("dropout_by_draw", [a, draw], {"p": 0.25}),
+             ("cross_entropy", [a, labels], {})] * 6  # fmt: skip
+    alone = [reading(COMPILED[name], arrays, how) for name, arrays, how in tasks]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda task: reading(COMPILED[task[0]], *task[1:]), tasks))
+    for one, other in zip(alone, together, strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(one, other, strict=True))
+
+
+def run(program, **environment):
+    "What a fresh Python prints."
+    command, env = [sys.executable, "-W", "error", "-c", program], os.environ | environment
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    return done.stdout.strip()
+
+
+USE = "import sys, minima as mi; a = 'numba' in sys.modules; y = mi.Tensor([[1.0, -1]]).relu();"
+
+
+def test_numba_is_imported_at_the_first_use_and_not_before():
+    assert run(USE + "print(a, 'numba' in sys.modules, y.tolist())") == "False True [[1.0, 0.0]]"
+
+
+def test_without_numba_rules_compute():
+    program = USE + "print(mi.operators.relu.readings.kernels.find('cpu'), y.tolist())"
+    assert run(program, MINIMA_NUMBA="0") == "None [[1.0, 0.0]]"
+    assert run("import sys; sys.modules['numba'] = None;" + program) == "None [[1.0, 0.0]]"
+
+
+def test_machine_code_is_kept_where_the_variable_says(tmp_path):
+    run(USE, NUMBA_CACHE_DIR=str(tmp_path))
+    assert [*tmp_path.rglob("cpu._relu-*.nbi")]
+
+
+def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(monkeypatch):
+    def without_a_place(function, cache=False, **how):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return "compiled", function, how
+
+    monkeypatch.setattr(numba, "njit", without_a_place)
+    kind, function, how = cpu.compiled("contract")(len)
+    assert (kind, function) == ("compiled", len)
+    assert how == {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+
+
+def test_nothing_is_promised_about_nan():
+    "No kernel lets the compiler think that there is no NaN, no infinity, or one zero."
+    for module in (cpu, linear, optim):
+        for function in vars(module).values():
+            if isinstance(function, numba.core.dispatcher.Dispatcher):
+                allowed = function.targetoptions["fastmath"] or set()
+                assert allowed <= {"contract", "reassoc"}, function
+                assert not function.targetoptions.get("parallel")
