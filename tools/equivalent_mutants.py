@@ -6,6 +6,8 @@ FOR_SPEED = "left out where it does nothing, for speed"
 NO_VALUE = "the token between gates has a place in the order, and a value that nobody reads"
 REMEMBERED = "computed again instead of remembered: the same, slower"
 SAME_MEMORY = "memory that is used again saves time, and changes nothing"
+REPLACED = "parameters that are made are replaced at once"
+FEWER_BLOCKS = "no mask has 2**35 numbers"
 AT_HOME = "on the CPU, NumPy's arrays are at home already"
 MASKS = "NumPy multiplies by a mask as by numbers; not every library does"
 DISCARDED = "of a rule that is read on Tensors only the pullbacks are used"
@@ -93,6 +95,66 @@ EQUIVALENT = {
     "optim.clipping._norm: xp.astype(a != 0, a.dtype) -> a != 0": "a sum of booleans is a count",
     "optim.clipping._norm: kind == 1 -> False": "the general formula gives the same, slower",
     "optim.clipping._norm: kind == 2 -> False": "the general formula gives the same, slower",
+    # nn.fused and its like
+    "algorithms.fused_layernorm._fused: FusedLayer(old.normalized_shape, old.eps, "
+    "elementwise_affine=False) -> FusedLayer(old.normalized_shape, old.eps)": REPLACED,
+    "algorithms.fused_layernorm._fused: elementwise_affine=False -> elementwise_affine=True":
+        REPLACED,
+    "nn.functional.fused._draw: x.device.put(np.array(pair, dtype=np.uint64)) -> "
+    "np.array(pair, dtype=np.uint64)": AT_HOME,
+    "nn.functional.fused._mask: ops.zeros_like(x) -> ops.ones_like(x)": "one is finite, too",
+    "nn.fused.FusedLayerNorm.forward: t is None or len(sizes) == 1 -> (t is None)": FOR_SPEED,
+    "nn.fused.FusedLayerNorm.forward: len(sizes) -> sizes": FOR_SPEED,
+    "nn.fused.FusedLayerNorm.forward: len(sizes) -> sizes (3)": FOR_SPEED,
+    "nn.fused.FusedLayerNorm.forward: len(sizes) -> sizes (4)": FOR_SPEED,
+    "nn.fused.FusedLayerNorm.forward: x if len(sizes) == 1 else ops.reshape(x, shape) -> "
+    "ops.reshape(x, shape)": FOR_SPEED,
+    "nn.fused.FusedLayerNorm.forward: y if len(sizes) == 1 else ops.reshape(y, x.shape) -> "
+    "ops.reshape(y, x.shape)": FOR_SPEED,
+    "nn.fused.FusedDropoutLayerNorm.__init__: LayerNorm(dim, eps, elementwise_affine, "
+    "device=device, dtype=dtype) -> LayerNorm(dim, eps, elementwise_affine, dtype=dtype)": AT_HOME,
+    # operators.fused
+    "operators.fused._parts: xp.astype(keep, a.dtype) -> keep": MASKS,
+    "operators.fused._Gate.open: xp.asarray(0.0) -> (-xp.asarray(0.0))": NO_VALUE,
+    "operators.fused._Gate.open: xp.asarray(0.0) -> 0.0": NO_VALUE,
+    "operators.fused._Gate.open: xp.asarray(0.0) -> xp.asarray(1.0)": NO_VALUE,
+    "operators.fused.rows_parts: last[0] -> last": REMEMBERED,
+    "operators.fused.rows_parts: last[0] -> last[1]": REMEMBERED,
+    "operators.fused.rows_parts: last[1] -> last": REMEMBERED,
+    "operators.fused.rows_parts: last[1] -> last[2]": REMEMBERED,
+    "operators.fused.dropout_mask: -n // 8 -> -n": "more blocks than are needed",
+    "operators.fused.dropout_mask: blocks & _LOW -> blocks": FEWER_BLOCKS,
+    "operators.fused.dropout_mask: blocks >> 32 -> blocks >> 33": FEWER_BLOCKS,
+    "operators.fused._parts: 1 / (1 - p) if p < 1 else 0.0 -> 1 / (1 - p) if p < 1 else 1.0":
+        "at p = 1 nothing is kept that could be scaled",
+    "operators.fused._factors: 1 / (1 - p) if p < 1 else 0 -> 1 / (1 - p) if p < 1 else 1":
+        "at p = 1 nothing is kept that could be scaled",
+    "operators.fused._factors: out.dtype.type(1 / (1 - p) if p < 1 else 0) -> "
+    "(1 / (1 - p) if p < 1 else 0)": "a wider product is rounded to the same number",
+    "operators.fused._behind: token -> g": NO_VALUE,
+    "operators.fused._behind: token -> (-token)": NO_VALUE,
+    "operators.fused.rows_parts: draw is None or p == 0 -> (draw is None)": FOR_SPEED,
+    "operators.fused.rows_parts: last[0] is not g or last[1] is not h or i not in last[2] -> True":
+        REMEMBERED,
+    "operators.fused.rows_parts: i < 2 and len(shape) != 2 -> (i < 2)": FOR_SPEED,
+    "operators.fused.rows_parts: len(shape) -> shape": FOR_SPEED,
+    "operators.fused._pieces: max(1, _BLOCK // x.shape[1]) -> max(2, _BLOCK // x.shape[1])":
+        SAME_MEMORY,
+    "operators.fused._pieces: _BLOCK // x.shape[1] -> _BLOCK": SAME_MEMORY,
+    "operators.fused._pieces: max(1, _BLOCK // x.shape[1]) -> 1": SAME_MEMORY,
+    "operators.fused._factors: np.multiply(keep, out.dtype.type(1 / (1 - p) if p < 1 else 0), "
+    "out=out) -> np.multiply(keep, out.dtype.type(1 / (1 - p) if p < 1 else 0))": SAME_MEMORY,
+    "operators.fused._total: np.multiply(x[rows], factors, out=out) -> "
+    "np.multiply(x[rows], factors)": SAME_MEMORY,
+    "operators.fused._total: np.add(a, residual[rows], out=out) -> np.add(a, residual[rows])":
+        SAME_MEMORY,
+    "operators.fused._forward: x[pieces[0]] -> x": SAME_MEMORY,
+    "operators.fused._forward: np.sqrt(s, out=s) -> np.sqrt(s)": SAME_MEMORY,
+    "operators.fused._backward: None if residual is None else np.empty_like(x) -> np.empty_like(x)":
+        SAME_MEMORY,
+    "operators.fused._backward: x[pieces[0]] -> x": SAME_MEMORY,
+    "operators.fused._backward: _total(x, residual, rows, factors, n) if z is None else z[rows] -> "
+    "_total(x, residual, rows, factors, n)": REMEMBERED,
     "algorithms.clipping._clip_units: p.dtype.itemsize < 4 -> (p.dtype.itemsize <= 4)":
         "float32 becomes float32",
     "algorithms.clipping._clip_units: p.dtype.itemsize < 4 -> p.dtype.itemsize < 5":

@@ -6,6 +6,7 @@ Each is a class for the Trainer; as functions of a model they are in `minima.fun
 from .clipping import GradientClipping
 from .ema import EMA
 from .freezing import LayerFreezing
+from .fused_layernorm import FusedLayerNorm
 from .gyro import GyroDropout
 from .label_smoothing import LabelSmoothing
 from .lens import Lens, gyro_lens, subnetwork
@@ -15,6 +16,7 @@ from .surgery import NoEffectWarning, replace
 
 __all__ = [
     "EMA",
+    "FusedLayerNorm",
     "GradientClipping",
     "GyroDropout",
     "LabelSmoothing",

@@ -130,7 +130,10 @@ def op(
         elif not variadic and len(args) > len(names):
             settings |= zip(options, args[len(names) :])
             args = args[: len(names)]
-        args += tuple(settings.pop(name) for name in names[len(args) :] if name in settings)
+        rest = names[len(args) :]
+        while rest and rest[-1] not in settings:
+            rest = rest[:-1]
+        args += tuple(settings.pop(name, None) for name in rest)
         for word in settings.keys() & _OTHER_WORDS.keys() - set(options):
             settings[_OTHER_WORDS[word]] = settings.pop(word)
         return args, {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}

@@ -35,7 +35,6 @@ from ..autograd import Tensor, grad
 from ..backend import Backend, Device, backend_of, get_default_dtype, register
 from ..nn import functional as F
 from ..nn.blockwise import relu_drop_chain
-from ..operators.fused import norm_and_sum
 from ..optim import SGD, Adam
 from .gradients import _TOLERANCE, _differences
 
@@ -244,19 +243,12 @@ _SPECIAL = {
     "dropout_by_draw": ("AD", lambda x, draw: ops.dropout_by_draw(x, draw, p=0.25)),
     "relu_drop_chain": (
         "AWSRM",
-        lambda x, w, b, c, keep: relu_drop_chain(
-            x, w, b, w.T, c, w, keep[:, :3], keep[:, 2:], blocks=(2, 2), ps=(0.25, 0.5)
+        lambda x, w, b, c, m: relu_drop_chain(
+            x, w, b, w.T, c, w, m[:, :3], m[:, 2:], blocks=(2, 2), ps=(0.25, 0.5)
         ),
     ),
-    "dropout_mask": ("D", lambda draw: ops.dropout_mask(draw, shape=(3, 7), p=0.25)),
-    "dropout_add_layer_norm": (
-        "ABRRD",
-        lambda x, r, w, b, draw: ops.dropout_add_layer_norm(x, r, w, b, draw, p=0.25),
-    ),
-    "norm_and_sum": (
-        "ABRRD",
-        lambda x, r, w, b, draw: ops.multiply(*norm_and_sum(x, r, w, b, draw, p=0.25)),
-    ),
+    "dropout_add_layer_norm": ("ABRRD", partial(ops.dropout_add_layer_norm, p=0.25)),
+    "norm_and_sum": ("ABRRD", lambda *a: ops.multiply(*ops.fused.norm_and_sum(*a, p=0.25))),
 }
 
 

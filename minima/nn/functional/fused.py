@@ -17,7 +17,7 @@ the mask is the same on every backend, at every call; a mask is made only for th
 import numpy as np
 
 from ... import operators as ops
-from ...autograd import ShapeError, Tensor, no_grad
+from ...autograd import ShapeError, no_grad
 from .layers import _check_dtype, _check_eps, _check_probability, _tensor
 from ...operators.fused import norm_and_sum
 from ...random import as_generator
@@ -37,12 +37,12 @@ def _check_arguments(name, x, weight, bias, residual):
 
 
 def _draw(x, seed, generator):
-    "(seed, offset), the given or the next one, as a Tensor beside `x`."
+    "(seed, offset), the given or the next one, as an array beside `x`."
     if seed is not None and generator is not None:
         raise TypeError("give a seed, or a generator that has one, but not both")
     pair = as_generator(generator).draw() if seed is None else seed
     pair = pair if isinstance(pair, tuple) else (pair, 0)
-    return Tensor(x.device.put(np.array(pair, dtype=np.uint64)))
+    return x.device.put(np.array(pair, dtype=np.uint64))
 
 
 def dropout_add_layer_norm(
