@@ -184,16 +184,17 @@ def _first_cotangent(output, gradient, as_tensor):
             "element 0 of tensors does not require grad and does not have a grad_fn: "
             "no argument had requires_grad=True, or the graph was cut by detach() or no_grad()"
         )
-    if gradient is None and output.size != 1:
-        raise RuntimeError(
-            "grad can be implicitly created only for scalar outputs; this one has shape "
-            f"{output.shape}. Reduce it, for instance with .sum(), or pass backward(gradient)."
-        )
     like = output.array
     if gradient is None:
+        if like.size != 1:
+            raise RuntimeError(
+                "grad can be implicitly created only for scalar outputs; this one has shape "
+                f"{output.shape}. Reduce it, for instance with .sum(), or pass backward(gradient)."
+            )
         array = backend_of(like).xp.ones_like(like)
-    else:  # numbers from Python are as exact as the output
-        array = as_array(gradient, None, None if hasattr(gradient, "dtype") else output.dtype)
+        return wrap(array) if as_tensor else array
+    # numbers from Python are as exact as the output
+    array = as_array(gradient, None, None if hasattr(gradient, "dtype") else output.dtype)
     if as_tensor and isinstance(gradient, Tensor) and array.shape == like.shape:
         return gradient  # with its own graph
     if array.__class__ is not like.__class__ or array.dtype != like.dtype:
