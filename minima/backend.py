@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['numpy_backend', 'as_dtype', 'is_floating', 'get_default_dtype', 'set_default_dtype', 'Backend', 'register',
-           'get_backend', 'backend_of', 'Kernels', 'kernels_off', 'Device', 'cpu', 'cuda']
+           'get_backend', 'backend_of', 'Kernels', 'replaceable', 'kernels_off', 'Device', 'cpu', 'cuda']
 
 # %% ../nbs/00_backend.ipynb #2b20101f
 __doc__ = """
@@ -26,6 +26,7 @@ What is left out: no unified memory, no implicit transfers. An array moves when 
 import os
 import warnings
 from contextlib import contextmanager
+from functools import wraps
 from importlib import import_module
 from itertools import accumulate
 from types import SimpleNamespace
@@ -303,6 +304,20 @@ class Kernels:
             except ImportError as error:
                 warnings.warn(f"no kernels of {home}, since {error}", stacklevel=2)
         return self.known.get(backend)
+
+
+def replaceable(
+    function,  # of arrays, the first of which says by its type where it is to be computed
+):
+    "`function`, where `@f.kernel(backend)` may put another in its place; itself it is `f.rule`."
+    kernels = Kernels()
+
+    @wraps(function)
+    def apply(array, *args, **settings):
+        return (kernels.find(backend_of(array).name) or function)(array, *args, **settings)
+
+    apply.rule, apply.kernels, apply.kernel = function, kernels, kernels.register
+    return apply
 
 
 @contextmanager

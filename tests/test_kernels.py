@@ -404,6 +404,16 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(monkeypatch):
     assert how == {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
+@pytest.mark.parametrize("module, name", [(cpu, "_silu"), (linear, "_gelu"), (cpu, "_softmax")])
+def test_loops_use_vectors(module, name):
+    "As they do not if one of the functions in them is too long to be put in their place."
+    allowed = {"contract", "reassoc"}
+    loop = numba.njit(getattr(module, name).py_func, error_model="numpy", fastmath=allowed)
+    loop(*np.ones((2, 8, 8) if name == "_softmax" else (2, 64), "float32"))
+    (text,) = loop.inspect_llvm().values()
+    assert " x float>" in text
+
+
 def test_nothing_is_promised_about_nan():
     "No kernel lets the compiler think that there is no NaN, no infinity, or one zero."
     for module in (cpu, linear, optim):

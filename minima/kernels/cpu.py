@@ -25,7 +25,8 @@ What always holds:
 A function is compiled at its first call, once for `float32` and once for `float64`; that takes
 tenths of a second. The result is kept on disk: in `__pycache__` beside this file or, where nobody
 may write, in the user's cache folder, or where the variable `NUMBA_CACHE_DIR` says. If there is no
-such place, each process compiles anew.
+such place, each process compiles anew. numba notices when a file has changed, but not when one has
+that this file uses: whoever edits the functions below deletes the `.nbi` files of other kernels.
 
 What is left out: several threads, which would fight with those of the matrix product.
 """
@@ -103,7 +104,8 @@ def _leaky_relu_back(x, g, d, negative_slope):
 # %% ../../nbs/72_kernels_cpu.ipynb #667699b3
 # ---- functions of one number, in either precision ----
 
-_inlined = {"jit_options": {"fastmath": {"contract"}, "error_model": "numpy"}}
+_how = {"fastmath": {"contract"}, "error_model": "numpy", "forceinline": True}
+_inlined = {"jit_options": _how}  # else a long function stays one, and its loop without vectors
 
 
 def _kinds(number):

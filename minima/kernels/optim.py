@@ -53,6 +53,7 @@ def _in_place(*arrays):
     return all(_fits(a) and a.dtype == given[0].dtype for a in given)
 
 
+@_adam.kernel("cpu")
 def adam(
     p,  # the parameter, changed in place
     g,  # its gradient
@@ -70,7 +71,7 @@ def adam(
 ):
     "One step of Adam or AdamW in one pass."
     if not _in_place(p, m, v, largest):
-        return _adam(
+        return _adam.rule(
             p, g, m, v, t, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
             decoupled=decoupled, largest=largest, maximize=maximize,
         )  # fmt: skip
@@ -102,6 +103,7 @@ def _sgd_loop(p, g, buffer, sign, decay, momentum, share, nesterov, lr):
         p[i] -= lr * e
 
 
+@_sgd.kernel("cpu")
 def sgd(
     p,  # the parameter, changed in place
     g,  # its gradient
@@ -118,7 +120,7 @@ def sgd(
     "One step of stochastic gradient descent, with momentum or without, in one pass."
     buffer = buffer if momentum else None
     if not _in_place(p, buffer):
-        return _sgd(
+        return _sgd.rule(
             p, g, buffer, first, lr=lr, momentum=momentum, dampening=dampening,
             weight_decay=weight_decay, nesterov=nesterov, maximize=maximize,
         )  # fmt: skip

@@ -186,7 +186,7 @@ class AdaGrad(Optimizer):
         names = ("lr", "lr_decay", "weight_decay", "initial_accumulator_value", "eps")
         _not_negative(group, *names)
 
-    @elementwise
+    @elementwise(_adagrad)
     def update(self, p, g, state, group):
         if not state:
             _zeros(p, state, "sum")[0][...] = group["initial_accumulator_value"]
@@ -219,7 +219,7 @@ class RMSProp(Optimizer):
     def check(self, group):
         _not_negative(group, "lr", "eps", "momentum", "weight_decay", "alpha")
 
-    @elementwise
+    @elementwise(_rmsprop)
     def update(self, p, g, state, group):
         state["step"] = state.get("step", 0) + 1
         (s,) = _zeros(p, state, "square_avg")
@@ -256,7 +256,7 @@ class NAdam(Optimizer):
         _not_negative(group, "lr", "eps", "weight_decay", "momentum_decay")
         _fractions(group["betas"])
 
-    @elementwise
+    @elementwise(_nadam)
     def update(self, p, g, state, group):
         state["step"] = t = state.get("step", 0) + 1
         m, v = _zeros(p, state, "exp_avg", "exp_avg_sq")
@@ -290,7 +290,7 @@ class RAdam(Optimizer):
         _not_negative(group, "lr", "eps", "weight_decay")
         _fractions(group["betas"])
 
-    @elementwise
+    @elementwise(_radam)
     def update(self, p, g, state, group):
         state["step"] = t = state.get("step", 0) + 1
         m, v = _zeros(p, state, "exp_avg", "exp_avg_sq")

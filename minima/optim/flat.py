@@ -24,7 +24,8 @@ What is left out: updates that look at shapes, such as a norm per matrix. They g
 from itertools import accumulate
 from sys import getrefcount
 
-from ..autograd import wrap, wrote
+from ..autograd import wrap
+from ..autograd.tape import wrote_into
 from ..backend import backend_of
 
 # %% ../../nbs/59_flat.ipynb #11dbe023
@@ -60,6 +61,7 @@ class Bundle:
         self.flat, self.pieces = self.backend.side_by_side([p.array for p in params])
         for p, piece in zip(params, self.pieces):
             p.array = piece
+        self.owners = [*map(id, self.pieces)]
         self._make_homes()
         self._remember()
 
@@ -82,23 +84,26 @@ class Bundle:
         size = self.flat.size
         spans = [slice(i, min(i + CHUNK, size)) for i in range(0, size, CHUNK)]
         self.chunks = [(s, self.flat[s], {k: a[s] for k, a in arrays.items()}) for s in spans]
+        self.whole = [(slice(size), self.flat, arrays)]
 
     def is_whole(
         self,
         states,  # the states of the parameters, as they are now
     ):
         "Whether parameters and states are as this bundle left them, and gradients fit them."
-        numbers, rows = self.numbers, zip(self.params, self.pieces, self.states, self.parts, states)
-        for p, piece, own, parts, state in rows:
-            if p.array is not piece or not _fits(p):
+        numbers, rows = self.numbers.items(), zip(self.params, self.pieces, self.states, self.parts)
+        size = len(numbers) + len(self.parts[0])
+        for (p, piece, own, parts), state in zip(rows, states):
+            g = p.grad.array
+            if p.array is not piece or g.shape != piece.shape or g.dtype is not piece.dtype:
                 return False
-            if state is not own or len(state) != len(parts) + len(numbers):
+            if state is not own or len(state) != size:
                 return False
-            for name in parts:
-                if state.get(name) is not parts[name]:
+            for name, part in parts.items():
+                if state.get(name) is not part:
                     return False
-            for name in numbers:
-                if state.get(name) != numbers[name]:
+            for name, value in numbers:
+                if state.get(name) != value:
                     return False
         return True
 
@@ -109,8 +114,10 @@ class Bundle:
     ):
         "Update all parameters, and what is remembered of them."
         self._gather()
+        kernels = getattr(getattr(update, "mathematics", None), "kernels", None)
+        compiled = kernels is not None and kernels.find(self.backend.name)
         after = []
-        for span, p, arrays in self.chunks:
+        for span, p, arrays in self.whole if compiled else self.chunks:
             after.append({**arrays, **self.numbers})
             update(p, self.gradient[span], after[-1], group)
         if len(after[-1]) != len(arrays) + len(self.numbers):  # something new is remembered
@@ -119,7 +126,7 @@ class Bundle:
             self.numbers = {name: after[-1][name] for name in self.numbers}
             for state in self.states:
                 state.update(self.numbers)
-        wrote(self.pieces[0], "an optimizer's step()", *self.pieces[1:])
+        wrote_into(self.owners, "an optimizer's step()")
 
     def _gather(self):
         "Bring all gradients home, if they are not there."
@@ -163,11 +170,15 @@ def _number(value):
 
 
 def elementwise(
-    update,  # a method `update(self, p, g, state, group)` of an optimizer
+    mathematics,  # the function of arrays that does the work
 ):
-    "Mark `update` as one that looks at no shapes, so that it may be handed parameters in chunks."
-    update.elementwise = True
-    return update
+    "Mark an optimizer's method `update` as one that looks at no shapes: it may be handed bundles."
+
+    def marked(update):
+        update.mathematics = mathematics
+        return update
+
+    return marked
 
 # %% ../../nbs/59_flat.ipynb #1a6e17bc
 class Bundles:

@@ -29,13 +29,14 @@ sparse gradients.
 from math import sqrt
 
 from ..autograd import Tensor, tensor, wrote
-from ..backend import backend_of
+from ..backend import backend_of, replaceable
 from .flat import Bundles, elementwise
 
 # %% ../../nbs/29_optimizers.ipynb #fa10b473
 # ---- the mathematics, on arrays ----
 
 
+@replaceable
 def _sgd(
     p,  # the parameter, changed in place
     g,  # its gradient
@@ -60,7 +61,11 @@ def _sgd(
         g = g + momentum * buffer if nesterov else buffer
     p -= lr * g
 
+
+_sgd.kernel("cpu", "minima.kernels.optim")
+
 # %% ../../nbs/29_optimizers.ipynb #0b992436
+@replaceable
 def _adam(
     p,  # the parameter, changed in place
     g,  # its gradient
@@ -97,6 +102,9 @@ def _adam(
     xp.divide(m, d, out=d)
     d *= lr * root / (1 - beta1**t)
     p -= d
+
+
+_adam.kernel("cpu", "minima.kernels.optim")
 
 # %% ../../nbs/29_optimizers.ipynb #32496ec3
 # ---- the books ----
@@ -182,7 +190,7 @@ class Optimizer:
         for group in self.param_groups:
             ready = [p for p in group["params"] if p.grad is not None]
             ready = {p: self.state.setdefault(p, {}) for p in ready}
-            if getattr(self.update, "elementwise", False):
+            if hasattr(self.update, "mathematics"):
                 self._bundles.step(ready, self.update, group)
             for p, state in ready.items():
                 self.update(p.array, p.grad.array, state, group)
@@ -280,8 +288,9 @@ def _fractions(betas):
 
 def _zeros(p, state, *names):
     "The arrays `names` of `state`, each made of zeros if it is new; `p` says how large."
-    new = [name for name in names if name not in state]
-    state.update((name, backend_of(p).xp.zeros_like(p)) for name in new)
+    for name in names:
+        if name not in state:
+            state[name] = backend_of(p).xp.zeros_like(p)
     return [state[name] for name in names]
 
 
@@ -310,7 +319,7 @@ class SGD(Optimizer):
                 f"got momentum={group['momentum']} and dampening={group['dampening']}"
             )
 
-    @elementwise
+    @elementwise(_sgd)
     def update(self, p, g, state, group):
         first, buffer = "momentum_buffer" not in state, None
         if group["momentum"]:
@@ -346,7 +355,7 @@ class Adam(Optimizer):
         _not_negative(group, "lr", "eps", "weight_decay")
         _fractions(group["betas"])
 
-    @elementwise
+    @elementwise(_adam)
     def update(self, p, g, state, group):
         state["step"] = t = state.get("step", 0) + 1
         m, v = _zeros(p, state, "exp_avg", "exp_avg_sq")
