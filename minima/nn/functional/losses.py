@@ -263,6 +263,20 @@ def nll_loss(
     return _reduced(layer, losses, reduction, counts, ignored)
 
 # %% ../../../nbs/19_functional_losses.ipynb #ed831c63
+def _all_count(input, target, ignore_index):
+    "Whether these are scores (N, C) and labels (N,), one or more, none of which is ignored."
+    x, labels = input.array, target.array
+    if x.ndim != 2 or labels.shape != x.shape[:1] or not labels.size:
+        return False
+    if target.dtype.kind not in "iu" or -1 < ignore_index < x.shape[1]:
+        return False
+    try:
+        backend_of(labels).check_indices(labels, x.shape[1])
+    except IndexError:
+        return False
+    return True
+
+
 def cross_entropy(
     input,  # (C,), (N, C) or (N, C, ...): scores, any real numbers
     target,  # the same without C: integers from 0 to C - 1; or probabilities, in the same shape
@@ -273,6 +287,9 @@ def cross_entropy(
 ):
     "Minus log softmax(`input`) at the label; the mean is weighted. Raises errors like `nll_loss`."
     layer, input, target = "CrossEntropyLoss", _tensor(input), _tensor(target)
+    if weight is None and reduction == "mean" and label_smoothing == 0:
+        if _all_count(input, target, ignore_index):
+            return ops.cross_entropy(input, target)  # all in one rule
     if not 0 <= label_smoothing <= 1:
         raise RuntimeError(f"{layer} expects label_smoothing from 0 to 1, got {label_smoothing}")
     weight, axis = _class_weight(layer, weight, input), _class_axis(input)
@@ -283,9 +300,6 @@ def cross_entropy(
         losses = _against(target, ops.log_softmax(input, axis=axis), weight)
     else:
         labels, ignored = _labels(layer, input, target, ignore_index)
-        plain = weight is None and ignored is None and not label_smoothing
-        if plain and reduction == "mean" and input.ndim == 2 and input.size:
-            return ops.cross_entropy(input, labels)  # all in one rule
         counts = None if weight is None else weight[labels]
         losses = _weighted(ops.surprise(input, labels, axis=axis), counts)
     if label_smoothing:
