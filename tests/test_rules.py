@@ -7,6 +7,7 @@ from test_operators import ROWS, numbers
 from minima import operators as ops
 from minima.autograd import Tensor, grad
 from minima.backend import numpy_backend
+from minima.random import keep_mask
 from minima.testing import gradcheck
 
 # ---- what a rule asks of its library ----
@@ -170,3 +171,12 @@ def test_a_vector_can_be_padded_by_one_pair_of_its_own():
 def test_a_single_number_is_sorted_along_no_further_axis(f):
     with pytest.raises(IndexError):
         f(Tensor(3.0), **({"k": 1} if f is ops.topk else {}), axis=1)
+
+
+def test_a_draw_may_be_a_bare_array_also_where_derivatives_are_recorded():
+    x, draw = Tensor(np.ones((3, 4)), requires_grad=True), np.array([7, 3], "uint64")
+    y = ops.dropout_by_draw(x, draw, p=0.5)
+    (g,) = grad((y * y).sum(), x, create_graph=True)
+    (h,) = grad(g.sum(), x)
+    assert np.array_equal(g.detach(), 2 * y.detach() * (y.detach() != 0) * 2)
+    assert np.array_equal(h, 8 * keep_mask((3, 4), 0.5, 7, 3))

@@ -53,6 +53,8 @@ EQUIVALENT = {
     "operators.indexing._picked: a[key] -> a (2)": DISCARDED,
     "operators.indexing.argsort: xp.argsort(xp.reshape(a, (1,)))[0] -> "
     "(-xp.argsort(xp.reshape(a, (1,)))[0])": MINUS_ZERO,
+    "operators.products.linear: asked_once(bend) -> bend": REMEMBERED,
+    "nn.functional.layers.linear: activation is None -> False": FOR_SPEED,
     "nn.hooks._meet: xp.asarray(0.0) -> 0.0": NO_VALUE,
     "nn.hooks._meet: xp.asarray(0.0) -> (-xp.asarray(0.0))": NO_VALUE,
     "nn.hooks._meet: xp.asarray(0.0) -> xp.asarray(1.0)": NO_VALUE,

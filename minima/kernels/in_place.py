@@ -100,9 +100,9 @@ def _in_order(x, weight, bias, activation):
         and x.dtype.char in "fd"
         and (activation is None or activation in _RULES)
         and weight.ndim == 2
+        and 0 < bias.ndim <= x.ndim
         and bias.size == weight.shape[1] == bias.shape[-1]
         and x.shape[-1] == weight.shape[0]
-        and bias.ndim <= x.ndim
         and weight.size > 0
     )
 
