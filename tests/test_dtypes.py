@@ -137,7 +137,7 @@ DIFFERENCES = [
      "mean var std norm softplus gelu leaky_relu normalize surprise huber logaddexp"
      " dropout_add_layer_norm"),
     ("fractions of integers", "PyTorch refuses", SMALL,
-     "silu softmax log_softmax round cross_entropy binary_cross_entropy "
+     "linear silu softmax log_softmax round cross_entropy binary_cross_entropy "
      "binary_cross_entropy_with_logits"),
     *(("fractions of integers", f"float32, not {dtype}", dtype, "softmax log_softmax")
       for dtype in (*INTEGERS, "bool")),  # PyTorch returns nothing, in the wrong dtype
