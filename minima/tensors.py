@@ -83,7 +83,7 @@ class Tensor:
         requires_grad=False,  # whether gradients are wanted
     ):
         self.array = as_array(data, device, dtype)
-        self.grad, self._hooks, self._order, self._edges = None, None, -1, ()
+        self.grad, self._hooks, self._order, self._edges, self._home = None, None, -1, (), None
         self.requires_grad = False
         self.requires_grad_(requires_grad)
 
@@ -240,6 +240,7 @@ def wrap(array) -> Tensor:
     t._hooks = None
     t._order = -1
     t._edges = ()
+    t._home = None
     return t
 
 
@@ -247,7 +248,7 @@ def _revived(cls, array, requires_grad, grad) -> Tensor:
     "The tensor that was taken apart by `__reduce__`."
     t = _new(cls)
     t.array, t.requires_grad, t.grad = as_array(array), requires_grad, grad
-    t._hooks, t._order, t._edges = None, -1, ()
+    t._hooks, t._order, t._edges, t._home = None, -1, (), None
     return t
 
 

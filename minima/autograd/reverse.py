@@ -116,7 +116,7 @@ def _walk_back(
         if free:
             t._edges = t._args = None
         for a, pull in edges:
-            ga = pull(g) if a._order >= 0 else _pulled(pull, g, a)
+            ga = pull(g) if a._order >= 0 or a._home is None else _pulled(pull, g, a)
             array = a.array
             if ga.shape != array.shape or ga.dtype is not array.dtype:
                 ga = _unbroadcast(ga, array)
@@ -126,9 +126,9 @@ def _walk_back(
 
 
 def _pulled(pull, g, leaf):
-    "What `pull` makes of `g` for a leaf; in the home of its gradient, if there is one, and free."
-    home, like = getattr(leaf, "_home", None), leaf.array
-    if home is None or home.shape != like.shape or home.dtype is not like.dtype:
+    "What `pull` makes of `g` for a leaf; in the home of its gradient, if it fits and is free."
+    home, like = leaf._home, leaf.array
+    if home.shape != like.shape or home.dtype is not like.dtype:
         return pull(g)
     code = getattr(pull, "__code__", None)
     if code is None or code.co_argcount != 2 or code.co_varnames[1] != "out":
@@ -209,7 +209,7 @@ def _first_cotangent(output, gradient, as_tensor):
 
 def _accumulate(leaf, g):
     "Add the cotangent `g` to `leaf.grad`, which owns its memory."
-    if leaf.grad is None and g is getattr(leaf, "_home", None):
+    if leaf.grad is None and leaf._order < 0 and g is leaf._home:
         leaf.grad = wrap(g)
     elif isinstance(g, Tensor):  # with its graph, but a tensor and an array of its own
         leaf.grad = g * 1 if leaf.grad is None else leaf.grad + g
