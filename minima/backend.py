@@ -272,7 +272,8 @@ _compiled = os.environ.get("MINIMA_NUMBA", "1") != "0"  # whether there shall be
 class Kernels:
     "The kernels of one function: by the name of a backend, what is called there in its place."
 
-    on, watchers = True, []  # whether kernels are used; what is called when that changes
+    on = os.environ.get("MINIMA_KERNELS", "1") != "0"  # whether kernels are used
+    watchers = []  # what is called when that changes
 
     def __init__(self):
         self.known, self.homes = {}, {}

@@ -4,6 +4,7 @@
     python tools/mutate.py --only tanh 'log*'    functions by name
     python tools/mutate.py --modules nn optim    every function of these modules
     python tools/mutate.py --sample 100          a quick look at some, chosen at random
+    python tools/mutate.py --kernels             kernels that are written in NumPy, not rules
     python tools/mutate.py --list                print the changes, try none
 
 A change flips a sign, drops a term or a factor, swaps two pullbacks or returns the cotangent as it
@@ -15,6 +16,10 @@ The tests are collected once. Each change is then made in a forked process, in m
 function other code; no file is written. First every test runs once and it is noted what it calls,
 so that a change is shown only to the tests that reach it, those that reach least going first, and
 those in files with slow preparations last.
+
+Where a kernel is read in a rule's place, the rule is not: so rules are tried with all kernels off,
+and the modules that have kernels in NumPy by themselves, with `--kernels`. What numba compiles is
+not Python any more, and cannot be changed in memory: tests/test_kernels.py compares it with rules.
 """
 
 import argparse
@@ -44,6 +49,7 @@ from run_notebooks import THREADS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPREHENSION = re.compile(r"\.<(?:gen|list|set|dict)(?:expr|comp)>")  # in a function's name
+KERNELS = re.compile(r"\.(kernels\.\w+|nn\.blockwise|operators\.fused)$")  # modules with kernels
 ELSEWHERE = "house notebooks readme mutate".split()  # tests of other things than functions
 
 # ---- what is changed ----
@@ -279,6 +285,7 @@ def choose(args, package):
     paths = [p for p in sorted(package.rglob("*.py")) if p.name != "_modidx.py"]
     everything = [pair for path in paths for pair in mutants_of(path, package)]
     wanted = [m for concerned, m in everything if concerned or args.modules or args.only]
+    wanted = [m for m in wanted if bool(KERNELS.search(f".{m.module}")) == args.kernels]
     if args.modules:
         inside = lambda m: any(f".{name}." in f"{m.module}." for name in args.modules)
         wanted = [m for m in wanted if inside(m)]
@@ -479,6 +486,7 @@ def parsed(argv):
     add("--seed", type=int, default=0, help="which N these are")
     add("--jobs", type=int, default=os.cpu_count(), metavar="N", help="how many at once")
     add("--limit", type=float, default=2, metavar="S", help="CPU seconds after which a test hangs")
+    add("--kernels", action="store_true", help="try kernels in NumPy, instead of rules")
     add("--list", action="store_true", help="print the changes, and try none")
     add("--equivalent", action="store_true", help="try those listed as equivalent, instead")
     return parser.parse_args(argv)
@@ -497,6 +505,7 @@ def main(argv=None, package=ROOT / "minima"):
         return 0
     for name in THREADS:
         os.environ[name] = "1"
+    os.environ |= {"MINIMA_NUMBA": "0", "MINIMA_KERNELS": str(int(args.kernels))}
     outcomes = hunt(tried, package, args) if tried else {}
     counts = Counter("untried" if n is False else "survived" if n == "" else "noticed"
                      for n in outcomes.values())  # fmt: skip
