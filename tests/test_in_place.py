@@ -86,7 +86,7 @@ def test_gelu_of_what_is_no_number_and_of_the_largest_is_the_rules():
 SOFTMAX = [
     ((4, 5), -1), ((5,), 0), ((1, 1), 1), ((3, 2, 7), 2), ((3, 2, 7), (-1,)), ((700, 129), -1),
     ((2, 70000), 1), ((), -1), ((0, 3), -1), ((3, 0), 0), ((4, 5), 0), ((2, 3, 4), (1, 2)),
-    ((2, 3), None),
+    ((2, 3), None), ((7,), None),
 ]  # fmt: skip
 
 
@@ -207,6 +207,36 @@ def test_a_pullback_keeps_no_argument_that_it_does_not_need(name):
         kept = [a for _, a in _kept(pull)]
         held = {w for w, a in words.items() if any(np.shares_memory(a, k) for k in kept)}
         assert held <= {*wanted}
+
+
+USED = [
+    ("gelu", [(5,)], {}), ("gelu", [(2, 16385)], {}), ("softmax", [(3, 4)], {}),
+    ("softmax", [(3, 4)], dict(axis=1)), ("softmax", [(2, 3, 4)], dict(axis=(-1,))),
+    ("softmax", [(4,)], dict(axis=0)), ("softmax", [(1,)], dict(axis=-1)),
+    ("normalize", [(3, 4)], dict(axis=-1, eps=1e-5)),
+    ("normalize", [(2, 3, 4), (3, 4), (3, 4)], dict(axis=(1, 2), eps=1e-5)),
+    ("normalize", [(2, 3), (2, 3)], dict(axis=(-2, -1), eps=1e-5)),
+    ("linear", [(2, 3), (3, 4), (1, 4)], dict(activation="gelu")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, shapes, settings", USED, ids=str)
+def test_what_kernels_are_for_is_not_left_to_the_rule(name, shapes, settings, monkeypatch):
+    op, kernel, *_ = KERNELS[name]
+    arrays = [numbers(s, seed=i) for i, s in enumerate(shapes)]
+    expected = op.rule(xp, *arrays, **settings)[0]
+    for other in (ops.gelu, op):
+        monkeypatch.setattr(other, "rule", None)
+    y, *pulls = kernel(xp, *arrays, **settings)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    assert all(pull(y).dtype == y.dtype for pull in pulls)
+
+
+def test_an_axis_that_is_not_there_is_refused():
+    for kernel, settings in ((rows.softmax, {}), (rows.normalize, dict(eps=1e-5))):
+        for axis in (2, -3):
+            with pytest.raises(IndexError, match="out of range"):
+                kernel(xp, numbers((3, 4)), axis=axis, **settings)
 
 
 def test_each_operation_has_a_kernel_with_numba_or_without():

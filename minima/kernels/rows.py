@@ -20,7 +20,7 @@ What is left out: several threads, and norms over axes that are not the last.
 """
 
 # %% ../../nbs/75_rows.ipynb #f6b8b466
-from math import pi
+from math import pi, prod
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from .. import operators as ops
 from ..autograd.tape import asked_once
 from . import in_place
 from .in_place import _RULES, _ones, linear_by
+from ..operators.reductions import _axes
 
 # %% ../../nbs/75_rows.ipynb #40332d3a
 # ---- pieces ----
@@ -113,16 +114,17 @@ def _sums(rows):
     return np.dot(rows, _ones(rows.shape[1], rows.dtype)[0])[:, None]
 
 
-def _is_last(axis, a):
-    "Whether `axis`, an int or a tuple of one, is the last of an array `a` that has numbers."
-    axis = axis[0] if isinstance(axis, tuple) and len(axis) == 1 else axis
-    return a.size > 0 and a.dtype.char in "fd" and axis in (-1, a.ndim - 1) and a.ndim > 0
+def _last_axes(axis, a):
+    "How many last axes of `a` are meant by `axis`; 0 if it means others, or `a` is left to rules."
+    axes = {*_axes(axis, a.ndim)}
+    behind = axes == {*range(a.ndim - len(axes), a.ndim)}
+    return len(axes) if behind and a.size and a.dtype.char in "fd" else 0
 
 
 @ops.softmax.kernel("cpu")
 def softmax(xp, a, *, axis=-1):
     "`softmax` over the last axis, without looking for the largest number of each row."
-    if not _is_last(axis, a) or not np.maximum.reduce(a, axis=None) < 60:
+    if _last_axes(axis, a) != 1 or not np.maximum.reduce(a, axis=None) < 60:
         return ops.softmax.rule(xp, a, axis=axis)
     x, shape = a.reshape(-1, a.shape[-1]), a.shape
     y, cut = np.empty_like(x), pieces(len(x), max(1, _ROWS // x.shape[1]))
@@ -145,24 +147,15 @@ def softmax(xp, a, *, axis=-1):
 # ---- layer norm ----
 
 
-def _sizes(axis, x, *affine):
-    "The sizes of the last axes if `axis` means these, and all of `affine` have them; else None."
-    if not x.size or x.dtype.char not in "fd":
-        return None
-    axes = {i % x.ndim for i in (axis if isinstance(axis, tuple) else (axis,))}
-    sizes = x.shape[x.ndim - len(axes) :]
-    fits = all(p is None or (p.shape, p.dtype) == (sizes, x.dtype) for p in affine)
-    return sizes if fits and axes == {*range(x.ndim - len(axes), x.ndim)} else None
-
-
 @ops.normalize.kernel("cpu")
 def normalize(xp, x, weight=None, bias=None, *, axis, eps):
     "`normalize` over the last axes, by blocks of rows."
-    sizes = _sizes(axis, x, weight, bias)
-    if sizes is None:
+    shape, count = x.shape, _last_axes(axis, x)
+    sizes = shape[x.ndim - count :]
+    fits = [p is None or (p.shape, p.dtype) == (sizes, x.dtype) for p in (weight, bias)]
+    if not count or not all(fits):
         return ops.normalize.rule(xp, x, weight, bias, axis=axis, eps=eps)
-    shape, x = x.shape, x.reshape(*x.shape[: x.ndim - len(sizes)], -1)
-    dim = x.shape[-1]
+    dim = prod(sizes)
     x = x.reshape(-1, dim)
     w = 1 if weight is None else weight.reshape(-1)
     y, n, r = np.empty_like(x), np.empty_like(x), np.empty((len(x), 1), x.dtype)
@@ -179,7 +172,7 @@ def normalize(xp, x, weight=None, bias=None, *, axis, eps):
     def by_x(g):
         g, d = rows(g), np.empty_like(n)
         for i in cut:
-            h = g[i] if weight is None else g[i] * w
+            h = g[i] * w
             np.multiply(n[i], np.vecdot(h, n[i])[:, None] / dim, out=d[i])
             d[i] += _sums(h) / dim
             np.subtract(h, d[i], out=d[i])
