@@ -16,6 +16,8 @@ is the gradient of a parameter may be written straight into that gradient's home
 What always holds: the rule is the specification, and a kernel leaves to it whatever it does not
 know (halves, dtypes that differ, biases of other shapes).
 
+Importing this module lets the process keep up to 64 MB of memory that has been freed.
+
 What is left out: anything that would take a loop over rows in Python.
 """
 
@@ -27,6 +29,14 @@ import numpy as np
 from .. import operators as ops
 from ..autograd.tape import asked_once
 from ..operators import gelu, relu, sigmoid, silu, tanh
+
+# %% ../../nbs/74_in_place.ipynb #10b3dcd7
+def _teach_malloc():
+    "Let glibc keep up to 64 MB for the next step: it learns that from the end of a large array."
+    np.empty(2**25 - 2**16, "uint8")
+
+
+_teach_malloc()
 
 # %% ../../nbs/74_in_place.ipynb #f8c4795f
 _RULES = dict(relu=relu.rule, gelu=gelu.rule, silu=silu.rule, sigmoid=sigmoid.rule, tanh=tanh.rule)
@@ -85,7 +95,7 @@ def _by_rows(xp, linear, x, weight, bias, activation):
     flat = asked_once(lambda g: g.reshape(-1, g.shape[-1]))
     by_x, by_weight, by_bias = pulls
     return (
-        y.reshape(*shape[:-1], -1),
+        y.reshape(*shape[:-1], y.shape[-1]),
         lambda g: by_x(flat(g)).reshape(shape),
         lambda g, out=None: by_weight(flat(g), out),
         lambda g, out=None: by_bias(flat(g), out),

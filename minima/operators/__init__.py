@@ -213,6 +213,8 @@ Tensor.namespace = sys.modules[__name__]
 
 for _op in (linear, cross_entropy):
     _op.kernel("cpu", "minima.kernels.in_place", compiled=False)
+for _op in (linear, gelu, softmax, normalize):
+    _op.kernel("cpu", "minima.kernels.rows", compiled=False)
 
 for _op in (cross_entropy, leaky_relu, log_softmax, relu, sigmoid, silu, softmax, tanh):
     _op.kernel("cpu", "minima.kernels.cpu")
