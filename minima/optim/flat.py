@@ -46,7 +46,7 @@ def _fits(p):
     return g.shape == array.shape and g.dtype == array.dtype
 
 # %% ../../nbs/59_flat.ipynb #5c912a25
-CHUNK = 16384  # numbers at a time: 64 kB each of a parameter, its gradient and two means of Adam
+CHUNK = 32768  # numbers at a time: 128 kB each of a parameter, its gradient and two means of Adam
 
 
 class Bundle:
