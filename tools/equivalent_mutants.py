@@ -179,7 +179,7 @@ EQUIVALENT = {
     "np.maximum.reduce(a, axis=None) < 61": WIDE,
     "kernels.rows.softmax: total.min() > 1e-3 -> (total.min() >= 0.001)": WIDE,
     "kernels.rows.softmax: total.min() > 1e-3 -> total.min() > 0.00101": WIDE,
-    "kernels.rows.softmax: ops.softmax.rule(xp, a, axis=axis) -> ops.softmax.rule(xp, a)":
+    "kernels.rows.softmax: ops.softmax.rule(xp, a, axis=axis) -> ops.softmax.rule(xp, a) (2)":
         "the axis is the last here, which is the rule's own choice",
     "kernels.rows.softmax: max(1, _ROWS // x.shape[1]) -> 1": SAME_MEMORY,
     "kernels.rows.softmax: max(1, _ROWS // x.shape[1]) -> max(2, _ROWS // x.shape[1])": SAME_MEMORY,
