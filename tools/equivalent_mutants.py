@@ -5,6 +5,7 @@ BOTH_HOLD = "both formulas hold around 0.5"
 FOR_SPEED = "left out where it does nothing, for speed"
 NO_VALUE = "the token between gates has a place in the order, and a value that nobody reads"
 REMEMBERED = "computed again instead of remembered: the same, slower"
+WIDE = "a bound that is far from where anything happens"
 SAME_MEMORY = "memory that is used again saves time, and changes nothing"
 REPLACED = "parameters that are made are replaced at once"
 FEWER_BLOCKS = "no mask has 2**35 numbers"
@@ -169,4 +170,24 @@ EQUIVALENT = {
     "algorithms.stochastic_depth.StochasticResidual.forward: :1 -> :": "more zeros than are needed",
     "algorithms.stochastic_depth.StochasticResidual.forward: :1 -> :2":
         "more zeros than are needed",
+    "kernels.rows._normal_cdf: a > 0 -> (a >= 0)": "at 0 either half of the curve has half of 1",
+    "kernels.rows.gelu: x[:_PIECE] -> x": SAME_MEMORY,
+    "kernels.rows.gelu: :_PIECE -> :": SAME_MEMORY,
+    "kernels.rows.softmax: np.maximum.reduce(a, axis=None) < 60 -> "
+    "(np.maximum.reduce(a, axis=None) <= 60)": WIDE,
+    "kernels.rows.softmax: np.maximum.reduce(a, axis=None) < 60 -> "
+    "np.maximum.reduce(a, axis=None) < 61": WIDE,
+    "kernels.rows.softmax: total.min() > 1e-3 -> (total.min() >= 0.001)": WIDE,
+    "kernels.rows.softmax: total.min() > 1e-3 -> total.min() > 0.00101": WIDE,
+    "kernels.rows.softmax: ops.softmax.rule(xp, a, axis=axis) -> ops.softmax.rule(xp, a) (2)":
+        "the axis is the last here, which is the rule's own choice",
+    "kernels.rows.softmax: max(1, _ROWS // x.shape[1]) -> 1": SAME_MEMORY,
+    "kernels.rows.softmax: max(1, _ROWS // x.shape[1]) -> max(2, _ROWS // x.shape[1])": SAME_MEMORY,
+    "kernels.rows.softmax: _ROWS // x.shape[1] -> _ROWS": SAME_MEMORY,
+    "kernels.rows.normalize: x.ndim - count -> (-count)": "without a last axis the rule is read",
+    "kernels.rows.normalize: max(1, _ROWS // dim) -> 1": SAME_MEMORY,
+    "kernels.rows.normalize: max(1, _ROWS // dim) -> max(2, _ROWS // dim)": SAME_MEMORY,
+    "kernels.rows.normalize: _ROWS // dim -> _ROWS": SAME_MEMORY,
+    "kernels.rows.normalize: asked_once(lambda g: g.reshape(-1, dim)) -> "
+    "(lambda g: g.reshape(-1, dim))": REMEMBERED,
 }  # fmt: skip

@@ -54,20 +54,26 @@ _MILLS = [np.array(c, "float32") for c in reversed(_MILLS)]  # quicker than Pyth
 _ONE, _SHIFT, _HALF, _DENSITY = (np.array(c, "float32") for c in (1, 2.5, -0.5, (2 * pi) ** -0.5))
 
 
-def _normal_cdf(a, out, spare):
-    "The normal distribution function of `a`, in `out`; `spare` is overwritten."
-    t = np.divide(_ONE, np.add(np.abs(a, out=spare), _SHIFT, out=spare), out=spare)
+def _normal_cdf(a, out, t):
+    "The normal distribution function of `a`, in `out`; what is in `t` is overwritten."
+    np.abs(a, out=t)
+    t += _SHIFT
+    np.divide(_ONE, t, out=t)
     np.multiply(t, _MILLS[0], out=out)
     for c in _MILLS[1:-1]:
-        np.multiply(np.add(out, c, out=out), t, out=out)
-    np.add(out, _MILLS[-1], out=out)
-    np.multiply(out, _bell(a, out=spare), out=out)
-    np.abs(np.subtract(a > 0, out, out=out), out=out)
+        out += c
+        out *= t
+    out += _MILLS[-1]
+    out *= _bell(a, t)
+    np.subtract(a > 0, out, out=out)
+    np.abs(out, out=out)
 
 
 def _bell(a, out):
     "$e^{-a^2/2}$, in `out`."
-    return np.exp(np.multiply(np.square(a, out=out), _HALF, out=out), out=out)
+    np.square(a, out=out)
+    out *= _HALF
+    return np.exp(out, out=out)
 
 
 @ops.gelu.kernel("cpu")
@@ -85,7 +91,8 @@ def gelu(xp, a, *, approximate="none"):
     def pull(g):
         g, d = g.reshape(-1), np.empty_like(x)
         for i in cut:
-            slope = np.multiply(_bell(x[i], out=d[i]), x[i], out=d[i])
+            slope = _bell(x[i], d[i])
+            slope *= x[i]
             slope *= _DENSITY
             slope += cdf[i]
             slope *= g[i]
