@@ -14,6 +14,7 @@ from numpy import dtype as _dtype
 
 from minima import autograd  # isort: skip - first, since operators and it lean on each other
 from minima import operators  # isort: skip - gives Tensors their methods
+from minima import kernels as _kernels  # isort: skip - says where they are, and imports none
 from minima import data, init, nn, optim, random, serialization, testing
 from minima.autograd import (
     Tensor,

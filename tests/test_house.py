@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ORDER = """
     backend tensors autograd.tape autograd.reverse
     operators.elementwise operators.reductions operators.shapes operators.indexing
-    operators.products operators.further random operators.fused operators
+    operators.products operators.further random operators.fused operators kernels
     autograd.functional autograd.checkpointing autograd.anomaly autograd
     testing.gradients init
     nn.module nn.functional.layers nn.functional.losses nn.functional.fused nn.functional nn.hooks
@@ -40,7 +40,7 @@ ORDER = """
     serialization
     trainer.time trainer.events trainer.batches trainer.loggers trainer.checkpoints trainer.lints
     trainer.trainer trainer.callbacks trainer algorithms.surgery algorithms* functional
-    kernels* cuda capture visualize
+    kernels.* cuda capture visualize
     minima __main__
 """.split()
 

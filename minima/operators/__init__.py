@@ -208,20 +208,6 @@ def arange(n):
 
 Tensor.namespace = sys.modules[__name__]
 
-# %% ../../nbs/10_operators.ipynb #8685679e
-# ---- kernels ----
-
-for _op in (linear, cross_entropy):
-    _op.kernel("cpu", "minima.kernels.in_place", compiled=False)
-for _op in (linear, gelu, softmax, normalize):
-    _op.kernel("cpu", "minima.kernels.rows", compiled=False)
-
-for _op in (cross_entropy, leaky_relu, log_softmax, relu, sigmoid, silu, softmax, tanh):
-    _op.kernel("cpu", "minima.kernels.cpu")
-for _op in (gelu, linear):
-    _op.kernel("cpu", "minima.kernels.linear")
-normalize.kernel("cpu", "minima.kernels.norms")
-
 # %% ../../nbs/10_operators.ipynb #ea3ebfd3
 # ---- methods and operators of Tensor ----
 

@@ -278,8 +278,7 @@ def _agrees(device, f, letters):
 def _read(f, arrays, device):
     "The value of `f` on `device`, and its gradients, as NumPy's arrays."
     leaves = [Tensor(a, device=device, requires_grad=a.dtype.kind == "f") for a in arrays]
-    y = f(*leaves)
-    y = getattr(y, "values", y)
+    y = getattr(found := f(*leaves), "values", found)
     found = {"the value": y}
     if y.requires_grad:
         cotangent = np.random.default_rng(1).normal(size=y.shape).astype(y.dtype)
