@@ -131,12 +131,31 @@ def test_normalize_has_the_numbers_of_its_rule(shape, axes, dtype, affine):
     )
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("affine", [0, 1, 2])
+@pytest.mark.parametrize("shape", [(4, 6), (1, 3), (5, 1), (700, 33), (0, 3), (3, 0)], ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("extra", [(), (1,)])
+def test_normalize_has_the_numbers_of_its_rule_over_columns(extra, shape, dtype, affine):
+    sizes = (*extra, shape[1])
+    arrays = numbers(shape, dtype, offset=2), *(numbers(sizes, dtype, seed=i) for i in (1, 2))
+    settings = dict(axis=(0,), eps=1e-5, tolerance=2e-5 if dtype == "float32" else None)
+    assert_alike(ops.normalize, rows.normalize, *arrays[: 1 + affine], **settings)
+
+
 @pytest.mark.parametrize("axis, shapes", [
-    ((0,), [(4, 6), (1, 6), (1, 6)]), ((0, 2), [(4, 6, 3), (1, 6, 1), (1, 6, 1)]),
+    ((0,), [(4, 6), (6,), ()]), ((0,), [(4, 4), (4, 1)]),
+    ((0, 2), [(4, 6, 3), (1, 6, 1), (1, 6, 1)]),
     ((0, -1), [(4, 6, 3)]), ((-1,), [(4, 6), (1, 6)]), (1, [(4, 6), (6,), ()]),
 ])  # fmt: skip
 def test_normalize_leaves_other_axes_and_other_shapes_to_the_rule(axis, shapes):
     arrays = [numbers(s, "float64", seed=i) for i, s in enumerate(shapes)]
+    assert_alike(ops.normalize, rows.normalize, *arrays, axis=axis, eps=1e-5)
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_normalize_leaves_two_dtypes_to_the_rule(axis):
+    arrays = numbers((4, 4)), numbers((4,), "float64", seed=1), numbers((4,), seed=2)
     assert_alike(ops.normalize, rows.normalize, *arrays, axis=axis, eps=1e-5)
 
 
@@ -167,6 +186,12 @@ def test_linear_has_the_numbers_of_its_rule(shapes, dtype, activation):
 KERNELS = {
     "gelu": (ops.gelu, rows.gelu, [(6, 7)], {}),
     "softmax": (ops.softmax, rows.softmax, [(6, 7)], {}),
+    "normalize columns": (
+        ops.normalize,
+        rows.normalize,
+        [(6, 7), (7,), (7,)],
+        dict(axis=0, eps=1e-5),
+    ),
     "normalize": (ops.normalize, rows.normalize, [(6, 7), (7,), (7,)], dict(axis=-1, eps=1e-5)),
     "linear": (ops.linear, rows.linear, [(6, 7), (7, 4), (4,)], {}),
 }
@@ -194,7 +219,13 @@ def test_other_dtypes_are_left_to_the_rule(name, dtype):
     np.testing.assert_array_equal(one, two)
 
 
-KEPT = {"gelu": ["x"], "softmax": [""], "normalize": ["xw", "", ""], "linear": ["w", "x", ""]}
+KEPT = {
+    "gelu": ["x"],
+    "softmax": [""],
+    "normalize": ["w", "", ""],
+    "normalize columns": ["w", "", ""],
+    "linear": ["w", "x", ""],
+}
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -217,6 +248,8 @@ USED = [
     ("normalize", [(3, 4)], dict(axis=-1, eps=1e-5)),
     ("normalize", [(2, 3, 4), (3, 4), (3, 4)], dict(axis=(1, 2), eps=1e-5)),
     ("normalize", [(2, 3), (2, 3)], dict(axis=(-2, -1), eps=1e-5)),
+    ("normalize", [(3, 4), (1, 4), (1, 4)], dict(axis=(0,), eps=1e-5)),
+    ("normalize", [(3, 4), (4,), (4,)], dict(axis=-2, eps=1e-5)),
     ("linear", [(2, 3), (3, 4), (1, 4)], dict(activation="gelu")),
 ]  # fmt: skip
 

@@ -185,6 +185,9 @@ EQUIVALENT = {
     "kernels.rows.softmax: max(1, _ROWS // x.shape[1]) -> max(2, _ROWS // x.shape[1])": SAME_MEMORY,
     "kernels.rows.softmax: _ROWS // x.shape[1] -> _ROWS": SAME_MEMORY,
     "kernels.rows.normalize: x.ndim - count -> (-count)": "without a last axis the rule is read",
+    "kernels.rows._by_columns: asked_once(lambda g: (np.dot(ones, g), "
+    "np.einsum(\"ij,ij->j\", g, c))) -> (lambda g: (np.dot(ones, g), "
+    "np.einsum('ij,ij->j', g, c)))": REMEMBERED,
     "kernels.rows.normalize: max(1, _ROWS // dim) -> 1": SAME_MEMORY,
     "kernels.rows.normalize: max(1, _ROWS // dim) -> max(2, _ROWS // dim)": SAME_MEMORY,
     "kernels.rows.normalize: _ROWS // dim -> _ROWS": SAME_MEMORY,

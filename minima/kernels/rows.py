@@ -16,7 +16,7 @@ add numbers up, which does it several times faster than NumPy's reductions.
 What always holds: the rule is the specification, and a kernel leaves to it whatever it does not
 know (halves, other axes, numbers that need more care).
 
-What is left out: several threads, and norms over axes that are not the last.
+What is left out: several threads, and norms of images over all axes but that of channels.
 """
 
 # %% ../../nbs/65_rows.ipynb #f6b8b466
@@ -150,16 +150,62 @@ def softmax(xp, a, *, axis=-1):
 
     return y.reshape(shape), pull
 
+# %% ../../nbs/65_rows.ipynb #339b7cd3
+# ---- batch norm ----
+
+
+def _are_columns(axis, x, *affine):
+    "Whether `x` is a matrix, `axis` its first, and all of `affine` are rows for it."
+    return (
+        x.ndim == 2
+        and _axes(axis, 2) == (0,)
+        and x.dtype.char in "fd"
+        and all(
+            p is None or (p.dtype == x.dtype and p.shape in (x.shape[1:], (1, x.shape[1])))
+            for p in affine
+        )
+    )
+
+
+def _by_columns(x, weight, bias, eps):
+    "`normalize` over the first axis of a matrix: the value and the pullbacks."
+    n, ones = len(x), _ones(len(x), x.dtype)
+    w, before = 1 if weight is None else weight.reshape(-1), [np.shape(p) for p in (weight, bias)]
+    c = x - np.dot(ones, x) / n
+    r = 1 / np.sqrt(np.einsum("ij,ij->j", c, c) / n + eps)
+    c *= r
+    y = c * w
+    if bias is not None:
+        y += bias.reshape(-1)
+    sums = asked_once(lambda g: (np.dot(ones, g), np.einsum("ij,ij->j", g, c)))
+
+    def by_x(g):
+        along, across = sums(g)
+        d = c * (across / -n)
+        d += g
+        d -= along / n
+        d *= r * w
+        return d
+
+    return (
+        y,
+        by_x,
+        lambda g: sums(g)[1].reshape(before[0]),
+        lambda g: sums(g)[0].reshape(before[1]),
+    )
+
 # %% ../../nbs/65_rows.ipynb #21149b83
 # ---- layer norm ----
 
 
 @ops.normalize.kernel("cpu")
 def normalize(xp, x, weight=None, bias=None, *, axis, eps):
-    "`normalize` over the last axes, by blocks of rows."
+    "`normalize` over the last axes, by blocks of rows, or over the first of a matrix."
     shape, count = x.shape, _last_axes(axis, x)
     sizes = shape[x.ndim - count :]
     fits = [p is None or (p.shape, p.dtype) == (sizes, x.dtype) for p in (weight, bias)]
+    if _are_columns(axis, x, weight, bias):
+        return _by_columns(x, weight, bias, eps)
     if not count or not all(fits):
         return ops.normalize.rule(xp, x, weight, bias, axis=axis, eps=eps)
     dim = prod(sizes)
