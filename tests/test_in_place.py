@@ -153,9 +153,10 @@ def test_normalize_leaves_other_axes_and_other_shapes_to_the_rule(axis, shapes):
     assert_alike(ops.normalize, rows.normalize, *arrays, axis=axis, eps=1e-5)
 
 
+@pytest.mark.parametrize("dtypes", [("float64", "float32"), ("float32", "float64")])
 @pytest.mark.parametrize("axis", [0, -1])
-def test_normalize_leaves_two_dtypes_to_the_rule(axis):
-    arrays = numbers((4, 4)), numbers((4,), "float64", seed=1), numbers((4,), seed=2)
+def test_normalize_leaves_two_dtypes_to_the_rule(axis, dtypes):
+    arrays = numbers((4, 4)), *(numbers((4,), d, seed=i) for i, d in enumerate(dtypes, 1))
     assert_alike(ops.normalize, rows.normalize, *arrays, axis=axis, eps=1e-5)
 
 
