@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+import subprocess
+import sys
 from contextlib import nullcontext
 
 import numpy as np
@@ -560,3 +562,16 @@ def test_the_documented_examples_run_with_the_imports_changed():
     model = nn.FusedDropoutLayerNorm(512, dropout=0.2, eps=1e-6, elementwise_affine=False)
     output = model(torch.randn(1, 512))
     assert output.shape == (1, 512) and abs(output.numpy().mean()) < 1e-6
+
+
+@pytest.mark.skipif(norms is None, reason="numba is not installed, so nothing is compiled")
+def test_what_is_compiled_prevails_whichever_operation_comes_first():
+    code = """
+from minima import nn, operators as ops, randn
+from minima.nn import functional as F
+nn.FusedDropoutLayerNorm(4)(randn(3, 4)), F.layer_norm(randn(3, 4), 4), F.softmax(randn(3, 4))
+for op in (ops.normalize, ops.softmax):
+    print(op.readings.kernels.known["cpu"].__globals__["__name__"])
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.split() == ["minima.kernels.norms", "minima.kernels.cpu"]

@@ -41,6 +41,7 @@ from numba.extending import overload
 
 from .. import operators as ops
 from . import in_place
+from . import rows as rows  # registered first, so that what is compiled prevails
 
 # %% ../../nbs/66_kernels_cpu.ipynb #50d08f47
 # ---- from Python to machine code ----
@@ -406,21 +407,14 @@ _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 @_loop
 def draw_bits(seed, offset, first, words):
     "Fill `words` (n, 4), of 32 bits, with `n` blocks of draw (`seed`, `offset`) from `first` on."
-    x, y = np.empty((2, words.shape[0]), np.uint64)
-    for i in range(x.size):
+    pairs, other = words.reshape(-1).view(np.uint64), offset << _HALF | offset >> _HALF
+    for i in range(words.shape[0]):
         block = np.uint64(first + i)
-        x[i] = block << _HALF | block >> _HALF
-        y[i] = offset << _HALF | offset >> _HALF
-    k0, k1 = seed & _LOW, seed >> _HALF
-    for _ in range(7):
-        for i in range(x.size):
-            c, d = x[i], y[i]
-            x[i] = _M1 * (d >> _HALF) ^ (c ^ k0) << _HALF
-            y[i] = _M0 * (c >> _HALF) ^ (d ^ k1) << _HALF
-        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
-    for i in range(x.size):
-        words[i, 0], words[i, 1] = x[i] >> _HALF, x[i] & _LOW
-        words[i, 2], words[i, 3] = y[i] >> _HALF, y[i] & _LOW
+        x, y, k0, k1 = block << _HALF | block >> _HALF, other, seed & _LOW, seed >> _HALF
+        for _ in range(7):
+            x, y = _M1 * (y >> _HALF) ^ (x ^ k0) << _HALF, _M0 * (x >> _HALF) ^ (y ^ k1) << _HALF
+            k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+        pairs[2 * i], pairs[2 * i + 1] = x >> _HALF | x << _HALF, y >> _HALF | y << _HALF
 
 
 @_loop

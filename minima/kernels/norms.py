@@ -25,51 +25,52 @@ import numpy as np
 from .. import operators as ops
 from ..autograd.tape import asked_once
 from .cpu import _loop, compiled, draw_bits
-from ..operators.fused import _like_rows, register_parts, rows_parts
+from ..operators.fused import register_parts, rows_parts
 
 # %% ../../nbs/68_kernels_norm.ipynb #540d281a
 # ---- one row ----
 
 
 @_loop
-def _fill_factors(i, drop, words, out):
-    "What dropout multiplies row `i` by, in `out`."
-    seed, offset, threshold, scale = drop
-    first, skip = i * out.size // 8, i * out.size % 8
-    draw_bits(seed, offset, first, words[: (skip + out.size + 7) // 8])
-    bits = words.reshape(-1).view(np.uint16)[skip:]
-    kept, dropped = out.dtype.type(scale), out.dtype.type(0)
-    for j in range(out.size):
-        out[j] = kept if bits[j] >= threshold else dropped
+def _bits_of_row(i, dim, draw, words):
+    "16 random bits for each number of row `i`."
+    first, skip = i * dim // 8, i * dim % 8
+    draw_bits(draw[0], draw[1], first, words[: (skip + dim + 7) // 8])
+    return words.reshape(-1).view(np.uint16)[skip:]
 
 
-@compiled()  # nothing is allowed, so that both ways give the same numbers to the last bit
-def _fill_total(i, x, residual, factors, out):
-    "Row `i` of dropout(`x`) + `residual`, in `out`."
-    row = x[i]
-    if residual.shape[0] == 0:
+@compiled("reassoc")  # no product and sum in one, so that both ways make the same numbers
+def _fill_total(i, x, residual, bits, least, scale, out):
+    "Row `i` of dropout(`x`) + `residual`, in `out`; returns its sum."
+    row, zero = x[i], out.dtype.type(0)
+    kept, total = out.dtype.type(scale), zero
+    if least > 0:
         for j in range(out.size):
-            out[j] = row[j] * factors[j]
+            out[j] = row[j] * (kept if bits[j] >= least else zero)
+            total += out[j]
     else:
-        other = residual[i]
         for j in range(out.size):
-            out[j] = row[j] * factors[j] + other[j]
+            out[j] = row[j]
+            total += out[j]
+    if residual.shape[0] > 0:
+        other, total = residual[i], zero
+        for j in range(out.size):
+            out[j] += other[j]
+            total += out[j]
+    return total
 
 
 @_loop
-def _forward_rows(x, residual, weight, bias, drop, eps, z, y, mean, r):
+def _forward_rows(x, residual, weight, bias, draw, threshold, scale, eps, z, y, mean, r):
     one, zero, dim = x.dtype.type(1), x.dtype.type(0), x.dtype.type(x.shape[1])
-    words = np.empty((x.shape[1] // 8 + 2, 4), np.uint32)
-    factors, row = np.ones(x.shape[1], x.dtype), np.empty(x.shape[1], x.dtype)
+    least, words = np.uint16(threshold), np.empty((x.shape[1] // 8 + 2, 4), np.uint32)
+    bits, row = words.reshape(-1).view(np.uint16), np.empty(x.shape[1], x.dtype)
     for i in range(x.shape[0]):
-        if drop[2] > 0:
-            _fill_factors(i, drop, words, factors)
+        if least > 0:
+            bits = _bits_of_row(i, x.shape[1], draw, words)
         a = row if z.shape[0] == 0 else z[i]
-        _fill_total(i, x, residual, factors, a)
+        m = _fill_total(i, x, residual, bits, least, scale, a) / dim
         total = zero
-        for j in range(a.size):
-            total += a[j]
-        m, total = total / dim, zero
         for j in range(a.size):
             total += (a[j] - m) * (a[j] - m)
         s = one / np.sqrt(total / dim + x.dtype.type(eps))
@@ -83,16 +84,17 @@ _TOGETHER = 64  # rows whose part of a sum over rows is added up first
 
 
 @compiled("reassoc")  # no product and sum in one: a row of equal numbers must get zeros
-def _backward_rows(g, h, x, residual, weight, drop, mean, r, z, dx, dz, dw, db):
+def _backward_rows(g, h, x, residual, weight, draw, threshold, scale, mean, r, z, dx, dz, dw, db):
     zero, dim = x.dtype.type(0), x.dtype.type(x.shape[1])
-    words = np.empty((x.shape[1] // 8 + 2, 4), np.uint32)
-    factors, total = np.ones(x.shape[1], x.dtype), np.empty(x.shape[1], x.dtype)
+    least, words = np.uint16(threshold), np.empty((x.shape[1] // 8 + 2, 4), np.uint32)
+    bits, total = words.reshape(-1).view(np.uint16), np.empty(x.shape[1], x.dtype)
+    kept = x.dtype.type(scale)
     part_w, part_b = np.zeros(x.shape[1], x.dtype), np.zeros(x.shape[1], x.dtype)
     for i in range(x.shape[0]):
-        if drop[2] > 0:
-            _fill_factors(i, drop, words, factors)
+        if least > 0:
+            bits = _bits_of_row(i, x.shape[1], draw, words)
         if z.shape[0] == 0:
-            _fill_total(i, x, residual, factors, total)
+            _fill_total(i, x, residual, bits, least, scale, total)
         a = total if z.shape[0] == 0 else z[i]
         up, out, out_z = g[i], dx[i], dz[i % dz.shape[0]]
         m, s, along, across = mean[i], r[i], zero, zero
@@ -110,9 +112,9 @@ def _backward_rows(g, h, x, residual, weight, drop, mean, r, z, dx, dz, dw, db):
             other = h[i]
             for j in range(a.size):
                 out_z[j] += other[j]
-        if drop[2] > 0:
+        if least > 0:
             for j in range(a.size):
-                out[j] = out_z[j] * factors[j]
+                out[j] = out_z[j] * (kept if bits[j] >= least else zero)
         if i % _TOGETHER == _TOGETHER - 1 or i == x.shape[0] - 1:
             for j in range(a.size):
                 dw[j] += part_w[j]
@@ -122,6 +124,8 @@ def _backward_rows(g, h, x, residual, weight, drop, mean, r, z, dx, dz, dw, db):
 
 # %% ../../nbs/68_kernels_norm.ipynb #9ef9f5e0
 # ---- all rows ----
+
+_NO_DRAW = np.zeros(2, np.uint64)
 
 
 def _or_none(a, like):
@@ -133,21 +137,22 @@ def _row(a, fill, like):
     "`a`, lying in one piece, or for None a row of `fill`."
     if a is None:
         return np.full(like.shape[1], fill, like.dtype)
-    return _like_rows(a, a.size, a.dtype)[0]
+    return a if a.flags.carray else np.array(a, order="C")
 
 
 def _as_numbers(drop):
-    "Seed, offset, threshold and scale: numbers of fixed types, for a loop that is compiled once."
-    p, seed, offset = drop or (0.0, 0, 0)
-    scale = 1 / (1 - p) if p < 1 else 0.0
-    return np.uint64(seed), np.uint64(offset), np.uint16(min(round(p * 65536), 65535)), scale
+    "The draw, the threshold and the scale: of fixed types, for a loop that is compiled once."
+    if drop is None:
+        return _NO_DRAW, 0, 1.0
+    p, draw = drop
+    return draw, min(round(p * 65536), 65535), 1 / (1 - p) if p < 1 else 0.0
 
 
 def _forward(x, residual, weight, bias, drop, eps, z):
     "The norm of all rows, their means, and what they were multiplied by."
     y, (mean, r) = np.empty_like(x), np.empty((2, len(x)), x.dtype)
     affine = _row(weight, 1, x), _row(bias, 0, x)
-    args = _or_none(residual, x), *affine, _as_numbers(drop), float(eps), _or_none(z, x)
+    args = _or_none(residual, x), *affine, *_as_numbers(drop), float(eps), _or_none(z, x)
     _forward_rows(x, *args, y, mean, r)
     return y, mean, r
 
@@ -157,7 +162,7 @@ def _backward(g, h, x, residual, weight, drop, mean, r, z):
     dx, dw, db = np.empty_like(x), np.zeros(x.shape[1], x.dtype), np.zeros(x.shape[1], x.dtype)
     dz = dx if drop is None else np.empty_like(x if residual is not None else x[:1])
     weight, z = _row(weight, 1, x), _or_none(z, x)
-    args = _or_none(h, x), x, _or_none(residual, x), weight, _as_numbers(drop), mean, r, z
+    args = _or_none(h, x), x, _or_none(residual, x), weight, *_as_numbers(drop), mean, r, z
     _backward_rows(g, *args, dx, dz, dw, db)
     return dx, dz, dw, db
 
@@ -178,6 +183,11 @@ def normalize(xp, x, weight=None, bias=None, *, axis, eps):
     last = axes and min(axes) == x.ndim - len(axes) and x.size
     if not last or any(t is not None and getattr(t, "shape", ()) != sizes for t in (weight, bias)):
         return ops.normalize.rule(xp, x, weight, bias, axis=axis, eps=eps)
+    if len(sizes) == 1:
+        y, _, (by_x, _, by_weight, by_bias) = _compiled_parts(
+            xp, x, None, weight, bias, None, 0.0, eps, False
+        )
+        return y, by_x, by_weight, by_bias
     shape, row = (*x.shape[: -len(axes)], prod(sizes)), (prod(sizes),)
     args = _shaped(x, shape), None, _shaped(weight, row), _shaped(bias, row), None
     y, _, (by_x, _, by_weight, by_bias) = _compiled_parts(xp, *args, 0.0, eps, False)

@@ -196,7 +196,7 @@ def rows_parts(
         if not _fits(x, residual, weight, bias):
             return _parts(library, x, residual, weight, bias, draw, p, eps)
         shape, dim, dtype = x.shape, x.shape[-1], x.dtype
-        drop = None if draw is None or p == 0 else (p, *draw)
+        drop = None if draw is None or p == 0 else (p, np.asarray(draw, np.uint64))
         x, residual = _like_rows(x, dim, dtype), _like_rows(residual, dim, dtype)
         z = np.empty_like(x) if wants_z else None
         y, mean, r = forward(x, residual, weight, bias, drop, eps, z)
@@ -250,8 +250,8 @@ def _factors(drop, rows, out):
     "What dropout multiplies these `rows` by, in `out`; None if there is nothing to drop."
     if drop is None:
         return None
-    p, seed, offset = drop
-    keep = keep_mask(out.shape, p, seed, offset, start=rows.start * out.shape[1])
+    p, draw = drop
+    keep = keep_mask(out.shape, p, *draw, start=rows.start * out.shape[1])
     return np.multiply(keep, out.dtype.type(1 / (1 - p) if p < 1 else 0), out=out)
 
 

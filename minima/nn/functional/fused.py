@@ -25,15 +25,18 @@ from ...random import as_generator
 # %% ../../../nbs/21_functional_fused.ipynb #c05334c0
 def _check_arguments(name, x, weight, bias, residual):
     "Raise ShapeError or RuntimeError unless all fit `x`."
-    if x.ndim == 0:
+    shape, dtype = x.shape, x.dtype
+    sizes = shape[-1:]
+    if not shape:
         raise ShapeError(f"{name} expects at least one axis, got a single number")
     for t in (weight, bias):
-        if t is not None and t.shape != x.shape[-1:]:
-            raise ShapeError(f"{name} expects {t.size} features in the last axis, got {x.shape}")
-    if residual is not None and residual.shape != x.shape:
-        raise ShapeError(f"{name} expects a residual of {x.shape}, got {residual.shape}")
+        if t is not None and t.shape != sizes:
+            raise ShapeError(f"{name} expects {t.size} features in the last axis, got {shape}")
+    if residual is not None and residual.shape != shape:
+        raise ShapeError(f"{name} expects a residual of {shape}, got {residual.shape}")
     for t in (weight, bias, residual):
-        _check_dtype(name, x, t)
+        if t is not None and t.dtype is not dtype:
+            _check_dtype(name, x, t)
 
 
 def _draw(x, seed, generator):

@@ -147,7 +147,7 @@ def linear(
     "`x @ weight + bias`, (..., out). Raises ShapeError for a wrong size, RuntimeError for a dtype."
     x, weight = _tensor(x), _tensor(weight)
     shape = x.array.shape
-    if shape[-1:] != weight.array.shape[:1]:
+    if shape[-1:] != weight.shape[:1]:
         _check_last("Linear", x, weight.shape[:1])
     if x.array.dtype is not weight.array.dtype:
         _check_dtype("Linear", x, weight)
@@ -234,8 +234,10 @@ def layer_norm(
     sizes = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
     _check_eps("LayerNorm", eps)
     _check_last("LayerNorm", x, sizes)
+    dtype = x.dtype
     for t in (weight, bias):
-        _check_dtype("LayerNorm", x, t)
+        if t is not None and t.dtype is not dtype:
+            _check_dtype("LayerNorm", x, t)
         if t is not None and t.shape != sizes:
             raise ShapeError(f"LayerNorm expects weight and bias to be {sizes}, got {t.shape}")
     return ops.normalize(x, weight, bias, axis=tuple(range(-len(sizes), 0)), eps=eps)
