@@ -274,7 +274,7 @@ def _forward(x, residual, weight, bias, drop, eps, z):
         np.add.reduce(a, axis=1, keepdims=True, out=mean[rows])
         mean[rows] /= dim
         np.subtract(a, mean[rows], out=c)
-        np.einsum("ij,ij->i", c, c, out=s[:, 0])
+        np.vecdot(c, c, out=s[:, 0])
         s /= dim
         s += eps
         np.divide(1, np.sqrt(s, out=s), out=s)
@@ -291,7 +291,7 @@ def _backward(g, h, x, residual, weight, drop, mean, r, z):
     pieces, dim = _pieces(x), x.shape[1]
     dx, (dw, db) = np.empty_like(x), np.zeros((2, dim), x.dtype)
     dz = dx if drop is None else None if residual is None else np.empty_like(x)
-    blocks = np.empty((3, *x[pieces[0]].shape), x.dtype)
+    blocks, ones = np.empty((3, *x[pieces[0]].shape), x.dtype), np.ones((dim, 1), x.dtype)
     for rows in pieces:
         m, n, u = blocks[:, : rows.stop - rows.start]
         u = u if dz is None else dz[rows]
@@ -302,10 +302,10 @@ def _backward(g, h, x, residual, weight, drop, mean, r, z):
         dw += np.einsum("ij,ij->j", g[rows], n)
         db += np.add.reduce(g[rows])
         np.multiply(g[rows], 1 if weight is None else weight, out=u)
-        across = np.einsum("ij,ij->i", u, n)[:, None]
+        across = np.vecdot(u, n)[:, None]
         across /= dim
         n *= across
-        n += np.add.reduce(u, axis=1, keepdims=True) / dim
+        n += np.dot(u, ones) / dim
         u -= n
         u *= r[rows]
         if h is not None:
