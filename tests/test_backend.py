@@ -151,7 +151,8 @@ def test_every_operator_works_on_a_library_that_is_not_numpy(row, box):
     here, there = ([Tensor(a, device=d) for a in arrays] for d in ("cpu", "box"))
     for t in here + there:
         t.requires_grad = t.dtype.kind == "f"
-    expected, y = f(*here), f(*there)
+    with backend.kernels_off():  # which only one of the two has
+        expected, y = f(*here), f(*there)
     assert type(y.array) is Box and y.device == "box:0" and y.dtype == expected.dtype
     np.testing.assert_array_equal(y.tolist(), expected.tolist())
     assert y.requires_grad == expected.requires_grad

@@ -5,7 +5,8 @@ import pytest
 
 from minima import operators as ops
 from minima.autograd.tape import _kept
-from minima.backend import numpy_backend
+from minima.autograd import Tensor
+from minima.backend import kernels_off, numpy_backend
 from minima.kernels import rows
 from minima.testing import vs_torch
 
@@ -292,3 +293,14 @@ def test_the_operations_agree_with_torch(torch, name):
         ),
     }[name]
     vs_torch(ours, theirs, [np.array(numbers((64, 33)))], dtype="float32", verbose=False)
+
+
+@pytest.mark.parametrize("dim", [300, 1000, 4096])
+def test_rows_of_a_large_mean_keep_their_digits(dim):
+    x = np.full((3, dim), 1234.567, "float32")
+    x[1] += np.random.default_rng(0).normal(size=dim).astype("float32")
+    with kernels_off():
+        expected = ops.normalize(Tensor(x), axis=(-1,), eps=1e-5).numpy()
+    found = ops.normalize(Tensor(x), axis=(-1,), eps=1e-5).numpy()
+    np.testing.assert_allclose(found, expected, atol=0.06)
+    np.testing.assert_allclose(found[1], (x[1] - x[1].mean(dtype="f8")) / x[1].std(), atol=1e-3)

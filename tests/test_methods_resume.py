@@ -20,6 +20,7 @@ METHODS = {  # by any name, a function that makes the algorithm; each class at l
     "gyro, alone": lambda: algorithms.GyroDropout(9, 2, shared=False, schedule="balanced"),
     "stochastic depth, by block": lambda: algorithms.StochasticDepth(0.5, "uniform"),
     "stochastic depth, by sample": lambda: algorithms.StochasticDepth(0.3, method="sample"),
+    "fused layer norm": lambda: algorithms.FusedLayerNorm(),
     "freezing": lambda: algorithms.LayerFreezing(0.1),
     "clipping by norm": lambda: algorithms.GradientClipping("norm", 0.1),
     "clipping by value": lambda: algorithms.GradientClipping("value", 0.01),

@@ -191,6 +191,7 @@ def die_again_and_again(folder, kind, times, seed):
     """Train in `folder`, in processes that are killed `times` times, in the middle of a step, an
     evaluation, a write; then to the end. Returns how each came, how it went, and what it left."""
     kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    make(None, 0, kind, autoresume=False).fit("2ba")  # kernels are imported at their first use
     first = make(None, 0, kind, autoresume=False)  # how much there is to do for a batch?
     calls = at_call(0, kill)
     first.fit("6ba")

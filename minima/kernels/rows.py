@@ -27,7 +27,7 @@ import numpy as np
 from .. import operators as ops
 from ..autograd.tape import asked_once
 from . import in_place
-from .in_place import _RULES, _ones, linear_by
+from .in_place import _RULES, FLOATS, _ones, linear_by
 from ..operators.reductions import _axes
 
 # %% ../../nbs/65_rows.ipynb #40332d3a
@@ -79,7 +79,7 @@ def _bell(a, out):
 @ops.gelu.kernel("cpu")
 def gelu(xp, a, *, approximate="none"):
     "`gelu` of single precision, piece by piece."
-    if approximate != "none" or a.dtype.char != "f" or not a.size:
+    if approximate != "none" or a.dtype != "float32" or not a.size:
         return ops.gelu.rule(xp, a, approximate=approximate)
     x, shape = a.reshape(-1), a.shape
     y, cdf, spare = np.empty_like(x), np.empty_like(x), np.empty_like(x[:_PIECE])
@@ -125,7 +125,7 @@ def _last_axes(axis, a):
     "How many last axes of `a` are meant by `axis`; 0 if it means others, or `a` is left to rules."
     axes = {*_axes(axis, a.ndim)}
     behind = axes == {*range(a.ndim - len(axes), a.ndim)}
-    return len(axes) if behind and a.size and a.dtype.char in "fd" else 0
+    return len(axes) if behind and a.size and a.dtype in FLOATS else 0
 
 
 @ops.softmax.kernel("cpu")
@@ -159,7 +159,7 @@ def _are_columns(axis, x, *affine):
     return (
         x.ndim == 2
         and _axes(axis, 2) == (0,)
-        and x.dtype.char in "fd"
+        and x.dtype in FLOATS
         and all(
             p is None or (p.dtype == x.dtype and p.shape in (x.shape[1:], (1, x.shape[1])))
             for p in affine
@@ -214,7 +214,8 @@ def normalize(xp, x, weight=None, bias=None, *, axis, eps):
     y, n, r = np.empty_like(x), np.empty_like(x), np.empty((len(x), 1), x.dtype)
     cut = pieces(len(x), max(1, _ROWS // dim))
     for i in cut:
-        c = np.subtract(x[i], _sums(x[i]) / dim, out=n[i])
+        mean = np.add.reduce(x[i], axis=1, keepdims=True) / dim  # BLAS adds less exactly
+        c = np.subtract(x[i], mean, out=n[i])
         r[i] = 1 / np.sqrt(np.vecdot(c, c)[:, None] / dim + eps)
         c *= r[i]
         np.multiply(c, w, out=y[i])

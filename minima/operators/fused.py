@@ -175,6 +175,7 @@ def _fits(x, residual, weight, bias):
     return (
         x.size > 0
         and x.dtype.char in "fd"
+        and x.dtype.isnative
         and all(getattr(a, "dtype", None) == x.dtype and a.shape == s for a, s in others)
     )
 
