@@ -52,6 +52,7 @@ class Plan:
         roots = tape.roots
         self.stay = {roots[n] for n in (*tape.given.values(), *outputs, *kept)}
         self.moving = {roots[n] for n in inputs}
+        self.moving |= {i.out for i in tape.instructions if i.fresh and i.out not in self.stay}
         self.written = {roots[i.out] for i in tape.instructions if i.old}
         self.known, self.names, self.told = {}, {}, []
         self._drop_dead()
@@ -93,6 +94,8 @@ class Plan:
             if self._is_view(i):
                 if tape.roots[i.out] not in self.moving:
                     self.arrays[i.out] = i.f(*self._with(i.args), **i.settings)
+            elif i.out in self.moving or i.old:
+                pass
             elif i.out is not None and i.out not in self.arrays and isinstance(value, np.ndarray):
                 fits = sorted((b for b in free if b.nbytes >= value.nbytes), key=lambda b: b.nbytes)
                 block = fits[0] if fits else np.empty(-(-value.nbytes // 64) * 64 + 64, np.uint8)
@@ -171,7 +174,7 @@ class Plan:
             call = f"{self.name(i.f, _plain_name(i.f))}({', '.join(args)})"
             if i.out is None or i.old or (writes and isinstance(value, np.ndarray)):
                 return call
-        if view or not isinstance(value, np.ndarray):
+        if view or i.out in self.moving or not isinstance(value, np.ndarray):
             return f"t{i.out} = {call}"
         return f"{self.text(i.out)}[...] = {call}"
 

@@ -196,7 +196,7 @@ class Instruction:
 
     def __init__(self, f, args, settings, out, old, where):
         self.f, self.args, self.settings, self.out, self.old = f, args, settings, out, old
-        self.where = where
+        self.where, self.fresh = where, False  # whether `f` makes an array that nobody else has
 
     def refs(self):
         "The numbers of all arrays that are read, or written into."

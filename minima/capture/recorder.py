@@ -134,10 +134,10 @@ def _whole(kernel, xp, *arrays, **settings):
     box = tape.new(out if isinstance(out, tuple) else (out,))
     tape.note(partial(_boxed, kernel), arrays, settings, box.number)
     pulls = [
-        pull and (lambda g, i=i: tape.call(_pulled, box, i, g, *arrays))
+        pull and (lambda g, i=i: _opened(tape, box, i, g, *arrays))
         for i, pull in enumerate(box.value[1:], 1)
     ]
-    return tape.call(_pulled, box, 0), *pulls
+    return _opened(tape, box, 0, *arrays), *pulls
 
 
 def _boxed(kernel, *arrays, **settings):
@@ -147,6 +147,14 @@ def _boxed(kernel, *arrays, **settings):
 
 
 _PLAIN = (int, float, str, tuple, type(None), np.dtype, type)
+
+
+def _opened(tape, box, i, *arrays):
+    "What is in a box, recorded; it needs no copy unless it has the memory of an argument."
+    value = tape.call(_pulled, box, i, *arrays)
+    known = [a for a in tape.real(arrays) if isinstance(a, np.ndarray)]
+    tape.instructions[-1].fresh = not any(np.may_share_memory(value.value, a) for a in known)
+    return value
 
 
 def _pulled(box, i, *cotangent_and_arguments):
