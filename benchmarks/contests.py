@@ -6,6 +6,7 @@ on floats one call takes, or how many bytes it cannot avoid to move, so that tim
 with what the machine can do.
 """
 
+import copy
 import warnings
 from dataclasses import dataclass, field
 
@@ -107,6 +108,10 @@ def twins(make, x, y):
     adam = optim.Adam(ours.parameters())
     loss_fn = nn.CrossEntropyLoss()
     steps = {"minima": step_of(ours, adam, loss_fn, mi.Tensor(x), mi.Tensor(y))}
+    again = copy.deepcopy(ours)
+    adam = optim.Adam(again.parameters())
+    step = mi.capture(step_of(again, adam, loss_fn, mi.Tensor(x), mi.Tensor(y)))
+    steps["minima, captured"] = step
     state = {k: torch.tensor(np.asarray(v)) for k, v in torch_state(ours).items()}
     for name, options in (("torch", {}), ("torch, fused", {"fused": True}),
                           ("torch, foreach", {"foreach": True})):  # fmt: skip
@@ -115,7 +120,8 @@ def twins(make, x, y):
         adam = torch.optim.Adam(theirs.parameters(), **options)
         loss_fn = torch.nn.CrossEntropyLoss()
         steps[name] = step_of(theirs, adam, loss_fn, torch.tensor(x), torch.tensor(y))
-    return {name: steps[name] for name in ("torch", "torch, fused", "torch, foreach", "minima")}
+    rivals = ("torch", "torch, fused", "torch, foreach", "minima", "minima, captured")
+    return {name: steps[name] for name in rivals}
 
 
 def by_hand(sizes, x, y):

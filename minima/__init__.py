@@ -32,6 +32,7 @@ from minima.autograd import (
     vjp,
 )
 from minima.backend import Device, as_dtype, cpu, cuda, get_default_dtype, set_default_dtype
+from minima.capture import capture
 from minima.random import Generator, manual_seed
 from minima.serialization import load, save
 
@@ -41,6 +42,7 @@ __all__ = [
     "Tensor",
     "algorithms",
     "autograd",
+    "capture",
     "cpu",
     "cuda",
     "data",

@@ -129,6 +129,10 @@ class Backend:
         "The `Device` on which `array` lives."
         return Device(self.name)
 
+    def kernel(self, kernels):
+        "What computes in place of a rule here: one of the rule's `kernels`, or None."
+        return kernels.find(self.name)
+
     def check_indices(self, array, size):
         "Raise IndexError unless all of `array` is in [0, size); may skip it where reading is slow."
         if array.size and not (0 <= self.xp.min(array) and self.xp.max(array) < size):

@@ -90,7 +90,7 @@ class _Readings(dict):
 
     def __missing__(self, array_type):
         backend = _find(array_type)
-        read = self.kernels.find(backend.name) or self.rule
+        read = backend.kernel(self.kernels) or self.rule
         read = self.around(read, self.rule) if self.around else read
         self[array_type] = backend.xp, read, backend.narrow
         return self[array_type]

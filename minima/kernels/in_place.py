@@ -118,9 +118,12 @@ def _in_order(x, weight, bias, activation):
     )
 
 
-ops.linear.kernel("cpu")(linear_by(bent))
+_linear = linear_by(bent)
+for _backend in ("cpu", "recorder"):  # a recorder follows whatever is made of functions of `xp`
+    ops.linear.kernel(_backend)(_linear)
 
 # %% ../../nbs/64_in_place.ipynb #0fe90187
+@ops.cross_entropy.kernel("recorder")
 @ops.cross_entropy.kernel("cpu")
 def cross_entropy(xp, logits, labels):
     "`cross_entropy`, which keeps probabilities, and makes its gradient of them in one more array."

@@ -19,8 +19,6 @@ What is left out: the other optimizers, which are used less.
 """
 
 # %% ../../nbs/69_kernels_optim.ipynb #df46e6e8
-from math import sqrt
-
 import numpy as np
 
 from .cpu import _fits, _plain, compiled
@@ -76,7 +74,7 @@ def adam(
             decoupled=decoupled, largest=largest, maximize=maximize,
         )  # fmt: skip
     flat = [a if a is None else a.reshape(-1) for a in (p, _plain(g, p.dtype), m, v, largest)]
-    (beta1, beta2), root = betas, sqrt(1 - betas[1] ** t)
+    (beta1, beta2), root = betas, (1 - betas[1] ** t) ** 0.5
     _adam_loop(
         *flat,
         -1.0 if maximize else 1.0,

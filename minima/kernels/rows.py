@@ -106,9 +106,20 @@ def bent(xp, y, bias, activation):
     return in_place.bent(xp, y, bias, activation, _BENDS)
 
 
-_BENDS = _RULES | {"gelu": gelu}
+def _gelu(xp, y):
+    "`gelu`, which a recorder calls as a whole: it is not made of functions of `xp`."
+    return getattr(xp, "whole", _plainly)(gelu, y)
+
+
+def _plainly(kernel, y):
+    "What `kernel` makes of `y`."
+    return kernel(np, y)
+
+
+_BENDS = _RULES | {"gelu": _gelu}
 linear = linear_by(bent)
-ops.linear.kernel("cpu")(linear)
+for _backend in ("cpu", "recorder"):  # a recorder follows whatever is made of functions of `xp`
+    ops.linear.kernel(_backend)(linear)
 
 # %% ../../nbs/65_rows.ipynb #0b0fd4c8
 # ---- softmax ----

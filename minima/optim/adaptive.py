@@ -18,8 +18,6 @@ What is left out: sparse gradients, and PyTorch's settings for speed (`foreach`,
 """
 
 # %% ../../nbs/34_adaptive.ipynb #716c5f49
-from math import sqrt
-
 from ..backend import backend_of
 from .flat import elementwise
 from .optimizers import Optimizer, _fractions, _not_negative, _zeros
@@ -157,8 +155,8 @@ def _radam(
     if rho <= 5:
         p -= rate * m
     else:
-        rectified = sqrt((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho))
-        p -= rate * rectified * sqrt(1 - beta2**t) * m / (backend_of(p).xp.sqrt(v) + eps)
+        rectified = ((rho - 4) * (rho - 2) * most / ((most - 4) * (most - 2) * rho)) ** 0.5
+        p -= rate * rectified * (1 - beta2**t) ** 0.5 * m / (backend_of(p).xp.sqrt(v) + eps)
 
 # %% ../../nbs/34_adaptive.ipynb #391e8781
 # ---- the optimizers ----

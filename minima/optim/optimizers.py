@@ -26,8 +26,6 @@ sparse gradients.
 """
 
 # %% ../../nbs/33_optimizers.ipynb #309b0731
-from math import sqrt
-
 from ..autograd import Tensor, tensor, wrote
 from ..backend import backend_of, replaceable
 from .flat import Bundles, elementwise
@@ -97,7 +95,7 @@ def _adam(
     if largest is not None:
         v = xp.maximum(largest, v, out=largest)
     xp.sqrt(v, out=d)
-    root = sqrt(1 - beta2**t)  # of v's correction, which is made on the numbers around d
+    root = (1 - beta2**t) ** 0.5  # of v's correction, which is made on the numbers around d
     d += eps * root
     xp.divide(m, d, out=d)
     d *= lr * root / (1 - beta1**t)

@@ -1,0 +1,625 @@
+"A captured function computes what the function computes, bit for bit, or says that it cannot."
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+import minima as mi
+from minima import nn, optim
+from minima import operators as ops
+from minima.backend import Kernels, kernels_off
+from minima.capture import Captured, CaptureError, capture
+
+F = nn.functional
+
+
+def numbers(*shape, seed=0):
+    "Random numbers, the same in each run."
+    return np.random.default_rng([seed, *shape]).normal(size=shape).astype("float32")
+
+
+def batches(n=32, width=6, classes=3, count=5):
+    "Batches of inputs and labels."
+    labels = np.random.default_rng(n).integers(0, classes, (count, n))
+    return [(mi.Tensor(numbers(n, width, seed=i)), mi.Tensor(y)) for i, y in enumerate(labels)]
+
+
+def small():
+    "A small classifier, always the same."
+    mi.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def training(model, optimizer, loss_fn=None, clip=None):
+    "A training step, as people write it."
+    loss_fn = loss_fn or nn.CrossEntropyLoss()
+
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        if clip is not None:
+            clip(model.parameters())
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def equal(a, b):
+    "Whether two Tensors, or None, have the same bits."
+    return a is b if a is None or b is None else np.array_equal(a.array, b.array, equal_nan=True)
+
+
+def memory(model, optimizer):
+    "All that a step changes: parameters, gradients, buffers, what an optimizer remembers."
+    state = [v for i in optimizer.state_dict()["state"].values() for v in i.values()]
+    found = [*model.parameters(), *(p.grad for p in model.parameters()), *model.buffers()]
+    return [*found, *(v if isinstance(v, mi.Tensor) else mi.Tensor(v) for v in state)]
+
+
+def agree(make, make_optimizer, data, steps=40, between=lambda i, model, optimizer: None, **more):
+    "Train twice, captured and not, and compare all bits after each step; returns the capture."
+    models = [make(), make()]
+    optimizers = [make_optimizer(model.parameters()) for model in models]
+    plain, other = (training(m, o, **more) for m, o in zip(models, optimizers))
+    captured, generator = capture(other, check=True), mi.random.default_generator
+    for i in range(steps):
+        x, y = data[i % len(data)]
+        state = generator.get_state()
+        wanted = plain(x, y)
+        after = generator.get_state()
+        generator.set_state(state)
+        assert equal(captured(x, y), wanted), f"the loss of step {i}"
+        assert generator.get_state() == after
+        for a, b in zip(*map(memory, models, optimizers), strict=True):
+            assert equal(a, b), f"after step {i}"
+        for pair in zip(models, optimizers):
+            between(i, *pair)
+    return captured
+
+
+@pytest.fixture(autouse=True, params=["kernels", "rules"])
+def reading(request):
+    "Everything holds with kernels and without."
+    if request.param == "kernels":
+        yield
+    else:
+        with kernels_off():
+            yield
+
+
+# ---- the same bits ----
+
+OPTIMIZERS = {
+    "SGD": lambda p: optim.SGD(p, lr=0.1),
+    "momentum": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "Nesterov": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "Adam": optim.Adam,
+    "AMSGrad": lambda p: optim.Adam(p, amsgrad=True, weight_decay=0.01, maximize=True),
+    "AdamW": lambda p: optim.AdamW(p, lr=0.01),
+    "AdaGrad": lambda p: optim.AdaGrad(p, lr_decay=0.1),
+    "RMSProp": lambda p: optim.RMSProp(p, momentum=0.9, centered=True),
+    "NAdam": optim.NAdam,
+    "RAdam": optim.RAdam,
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer(name):
+    captured = agree(small, OPTIMIZERS[name], batches(), steps=200 if name == "Adam" else 40)
+    assert captured.recordings == (2 if name == "RAdam" else 1)  # it begins with another formula
+
+
+MODELS = {
+    "layer norm": lambda: [nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3)],
+    "batch norm": lambda: [nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)],
+    "residual": lambda: [nn.Residual(nn.Linear(6, 6)), nn.SiLU(), nn.Linear(6, 3)],
+    "dropout": lambda: [nn.Linear(6, 8), nn.GELU(), nn.Dropout(0.5), nn.Linear(8, 3)],
+    "fused": lambda: [nn.Linear(6, 8), nn.FusedDropoutLayerNorm(8, 0.5), nn.Linear(8, 3)],
+    "no bias": lambda: [nn.Linear(6, 8, bias=False), nn.Sigmoid(), nn.Linear(8, 3)],
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers(name):
+    def make():
+        mi.manual_seed(0)
+        return nn.Sequential(*MODELS[name]())
+
+    assert agree(make, optim.Adam, batches()).recordings == 1
+
+
+class Words(nn.Module):
+    "An embedding whose weights are used twice."
+
+    def __init__(self):
+        mi.manual_seed(0)
+        self.embedding = nn.Embedding(7, 4)
+
+    def forward(self, x):
+        return ops.matmul(ops.mean(self.embedding(x), axis=1), self.embedding.weight.T)
+
+
+def test_embedding_tied_weights():
+    rng = np.random.default_rng(0)
+    data = [(mi.Tensor(rng.integers(0, 7, (5, 3))), mi.Tensor(rng.integers(0, 7, 5)))] * 3
+    assert agree(Words, optim.Adam, data).recordings == 1
+
+
+def test_frozen_parameters():
+    def make():
+        model = small()
+        model[0].requires_grad_(False)
+        return model
+
+    assert agree(make, optim.Adam, batches()).recordings == 1
+
+
+LOSSES = {
+    "cross-entropy": (nn.CrossEntropyLoss(label_smoothing=0.1), "labels"),
+    "sum": (nn.CrossEntropyLoss(reduction="sum"), "labels"),
+    "mse": (nn.MSELoss(), "numbers"),
+    "l1": (nn.L1Loss(), "numbers"),
+    "huber": (nn.HuberLoss(), "numbers"),
+    "yes or no": (nn.BCEWithLogitsLoss(), "chances"),
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(name):
+    loss_fn, kind = LOSSES[name]
+    data = batches()
+    if kind != "labels":
+        rows = [mi.Tensor(numbers(32, 3, seed=9 + i)) for i in range(len(data))]
+        rows = [ops.sigmoid(t) for t in rows] if kind == "chances" else rows
+        data = [(x, row) for (x, _), row in zip(data, rows)]
+    make = lambda p: optim.SGD(p, lr=0.1)
+    assert agree(small, make, data, steps=10, loss_fn=loss_fn).recordings == 1
+
+
+@pytest.mark.parametrize("kind", [2.0, 1.0, np.inf])
+def test_clipping(kind):
+    clip = lambda params: optim.clip_grad_norm_(params, 0.1, kind)
+    assert agree(small, optim.Adam, batches(), clip=clip).recordings == 1
+    clip = lambda params: optim.clip_grad_value_(params, 0.01)
+    assert agree(small, optim.Adam, batches(), clip=clip).recordings == 1
+
+
+def test_a_schedule_needs_no_recording():
+    schedules = {}
+
+    def between(i, model, optimizer):
+        schedule = schedules.setdefault(optimizer, optim.CosineAnnealingLR(optimizer, 40))
+        schedule.step()
+
+    captured = agree(small, optim.Adam, batches(), between=between)
+    assert captured.recordings <= 2  # the first schedule.step() adds "initial_lr" to the groups
+
+
+def test_a_smaller_batch_has_a_plan_of_its_own():
+    data = [*batches(), *batches(7, count=1)]
+    assert agree(small, optim.Adam, data).recordings == 2
+
+
+def test_two_functions_share_a_model_in_training_and_evaluation():
+    mi.manual_seed(0)
+    make = lambda: nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    model, twin = make(), make()
+    twin.load_state_dict(model.state_dict())
+    (one, step), (two, plain) = (
+        (o, training(m, o)) for m in (model, twin) for o in [optim.Adam(m.parameters())]
+    )
+    step, scores = capture(step), capture(mi.no_grad()(model.__call__))
+    for i, (x, y) in enumerate(batches() * 8):
+        assert equal(step(x, y), plain(x, y)), i
+        model.eval(), twin.eval()
+        with mi.no_grad():
+            assert equal(scores(x), twin(x)), i
+        model.train(), twin.train()
+    assert (step.recordings, scores.recordings) == (1, 1)
+    assert one.state_dict()["state"][0]["step"] == two.state_dict()["state"][0]["step"] == 40
+
+
+def test_gradients_that_accumulate():
+    model, twin = small(), small()
+    loss_fn = nn.CrossEntropyLoss()
+    steps = [lambda x, y, m=m: loss_fn(m(x), y).backward() for m in (model, twin)]
+    captured = capture(steps[0])
+    for i, (x, y) in enumerate(batches() * 3):
+        if i % 5 == 0:
+            model.zero_grad(), twin.zero_grad()
+        assert captured(x, y) is None and steps[1](x, y) is None
+        assert all(equal(p.grad, q.grad) for p, q in zip(model.parameters(), twin.parameters())), i
+
+
+def test_results_are_their_own_memory_and_keep_their_nest():
+    @capture
+    def f(x, scale=1.0):
+        return {"twice": x * 2 * scale, "both": (x, ops.sum(x)), "name": "f"}
+
+    kept = [f(mi.Tensor(numbers(3, seed=i)), scale=0.5) for i in range(5)]
+    for i, found in enumerate(kept):
+        x = numbers(3, seed=i)
+        assert np.array_equal(found["twice"].array, x * 2 * np.float32(0.5))
+        assert np.array_equal(found["both"][0].array, x) and found["name"] == "f"
+        assert found["both"][1].item() == x.sum()
+    assert f.recordings == 1 and f(mi.Tensor(numbers(3)), scale=2)["twice"].shape == (3,)
+
+
+def test_views_of_arguments_and_strides():
+    @capture
+    def f(x):
+        y = ops.reshape(x, shape=(-1,))
+        return ops.sum(x.T * 2, axis=0), y[1:] * y[:-1], ops.flip(x, axis=0)
+
+    for i in range(4):
+        for a in (numbers(4, 5, seed=i), numbers(5, 4, seed=i).T, numbers(8, 5, seed=i)[::2]):
+            found = f(mi.Tensor(a))
+            with_numpy = (a.T * 2).sum(axis=0), a.reshape(-1)[1:] * a.reshape(-1)[:-1], a[::-1]
+            assert all(np.array_equal(t.array, b) for t, b in zip(found, with_numpy))
+    assert f.recordings == 3
+
+
+# ---- whatever is computed ----
+
+UNARY = [ops.exp, ops.tanh, ops.sigmoid, ops.relu, ops.gelu, ops.softplus, ops.silu, ops.abs]
+BINARY = [ops.add, ops.subtract, ops.multiply, ops.maximum, ops.minimum]
+REDUCING = [ops.softmax, ops.log_softmax, ops.cumsum, lambda t, axis: ops.mean(t, axis, True)]
+
+
+@given(some.data())
+def test_random_programs(data):
+    "A program takes any two of what has been computed, again and again, and walks back."
+    draw = lambda *what: data.draw(some.sampled_from(what))
+    weights = [mi.Tensor(numbers(4, seed=i), requires_grad=True) for i in range(2)]
+    twins = [mi.Tensor(w.array.copy(), requires_grad=True) for w in weights]
+    program = []
+    for size in range(3, 3 + data.draw(some.integers(1, 8))):
+        pick = lambda size=size: data.draw(some.integers(0, size - 1))
+        kind = draw("one", "two", "along")
+        if kind == "one":
+            program.append((draw(*UNARY), pick()))
+        elif kind == "two":
+            program.append((draw(*BINARY), pick(), pick()))
+        else:
+            reduce = draw(*REDUCING)
+            program.append((lambda t, f=reduce: f(t, axis=-1) * ops.ones_like(t), pick()))
+
+    def run(weights, x):
+        for w in weights:
+            w.grad = None
+        values = [*weights, x]
+        for f, *places in program:
+            values.append(f(*(values[i] for i in places)))
+        total = ops.sum(ops.tanh(values[-1])) + ops.sum(weights[0] * weights[1])
+        total.backward()
+        return total
+
+    captured = capture(lambda x: run(weights, x), check=True)
+    with np.errstate(all="ignore"):
+        for i in range(4):
+            x = mi.Tensor(numbers(3, 4, seed=i))
+            assert equal(captured(x), run(twins, x))
+            assert all(equal(w.grad, t.grad) for w, t in zip(weights, twins))
+    assert captured.recordings == 1
+
+
+# ---- guards ----
+
+
+def change_mode(model, optimizer):
+    model.eval()
+
+
+def freeze(model, optimizer):
+    model[0].weight.requires_grad_(False)
+
+
+def replace_data(model, optimizer):
+    model[2].weight.data = model[2].weight.data * 0.5
+
+
+def cast(model, optimizer):
+    model.double()
+    optimizer.state.clear()
+
+
+def load(model, optimizer):
+    model.load_state_dict({path: t * 0.5 for path, t in model.state_dict().items()})
+
+
+def load_optimizer(model, optimizer):
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+def operate(model, optimizer):
+    model.modules_ = None
+    model[0].weight, model[0].bias = model[0].weight, nn.Parameter(mi.zeros(1, 8))
+
+
+def settings(model, optimizer):
+    optimizer.param_groups[0]["betas"] = (0.8, 0.99)
+
+
+def rate(model, optimizer):
+    optimizer.param_groups[0]["lr"] = 0.5
+
+
+def steps(model, optimizer):
+    for state in optimizer.state.values():
+        state["step"] = 100
+
+
+def no_gradients(model, optimizer):
+    optimizer.zero_grad()
+
+
+def write(model, optimizer):
+    model[0].weight.array[...] = 0.1
+
+
+@pytest.mark.parametrize(
+    "change, recordings",
+    [
+        (change_mode, 2), (freeze, 2), (replace_data, 2), (load, 1), (load_optimizer, 2),
+        (operate, 2), (settings, 2), (rate, 1), (steps, 3), (no_gradients, 2), (write, 1),
+    ],
+)  # fmt: skip
+def test_what_changes_is_noticed(change, recordings):
+    def between(i, model, optimizer):
+        if i == 9:
+            change(model, optimizer)
+
+    captured = agree(small, optim.Adam, batches(), steps=20, between=between)
+    assert captured.recordings <= recordings
+
+
+def test_another_dtype_is_noticed():
+    def between(i, model, optimizer):
+        if i == 9:
+            cast(model, optimizer)
+
+    data = batches(count=1) * 10 + [(x.to("float64"), y) for x, y in batches(count=1)] * 10
+    assert agree(small, optim.Adam, data, steps=20, between=between).recordings == 2
+
+
+def test_modes_are_noticed():
+    w = mi.Tensor(numbers(3), requires_grad=True)
+    f = capture(lambda x: (x * w).detach() * mi.is_grad_enabled())
+    for _ in range(3):
+        assert f(mi.Tensor(numbers(3))).array.any()
+        with mi.no_grad():
+            assert not f(mi.Tensor(numbers(3))).array.any()
+        before = Kernels.on
+        with kernels_off():
+            assert f(mi.Tensor(numbers(3))).array.any()
+    assert f.recordings == (3 if before else 2)
+
+
+def test_an_argument_that_the_function_holds_too_is_noticed():
+    x, z = mi.Tensor(numbers(3)), mi.Tensor(numbers(3, seed=1))
+    f = capture(lambda a, b: a * 2 + x * b)
+    for a, b in [(x, x), (x, x), (x, x), (z, z), (z, x), (x, z), (z, z), (z, x), (x, z)]:
+        assert np.array_equal(f(a, b).array, a.array * 2 + x.array * b.array)
+
+
+def test_what_was_recorded_before_a_replay_is_known_to_be_stale():
+    model = small()
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    step = capture(training(model, optimizer))
+    step(*batches()[0])
+    for x, y in batches():
+        waiting = ops.sum(model(x))
+        step(x, y)
+        with pytest.raises(RuntimeError, match="captured|step"):
+            waiting.backward()
+
+
+# ---- what cannot be captured ----
+
+
+def never(loss):
+    raise AssertionError
+
+
+REFUSED = {
+    "item": lambda loss: loss.item(),
+    "float": lambda loss: float(loss),
+    "if": lambda loss: 1 if loss > 1 else 0,
+    "print": lambda loss: print(loss),
+    "numpy": lambda loss: loss.detach().numpy(),
+    "tolist": lambda loss: loss.detach().tolist(),
+    "asarray": lambda loss: np.asarray(loss.detach()),
+    "normal": lambda loss: mi.randn(3),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_reading_is_refused_and_leaves_no_trace(name):
+    model, read = small(), REFUSED[name]
+    optimizer = optim.Adam(model.parameters())
+    plain = training(model, optimizer)
+
+    def step(x, y):
+        loss = plain(x, y)
+        read(loss)
+        return loss
+
+    captured, (x, y) = capture(step), batches()[0]
+    captured(x, y)
+    before = [(t, t.array.copy()) for t in memory(model, optimizer)]
+    state = mi.random.default_generator.get_state()
+    for _ in range(2):
+        with pytest.raises(CaptureError, match="cannot be captured") as caught:
+            captured(x, y)
+        assert "lambda loss" in str(caught.value) or name == "normal"
+        after = memory(model, optimizer)
+        assert all(np.array_equal(t.array, a) for t, (_, a) in zip(after, before))
+        assert mi.random.default_generator.get_state() == state
+    assert [type(t.array) for t in after] == [np.ndarray] * len(after)
+
+
+def test_a_schedule_inside_is_refused_and_leaves_no_trace():
+    model = small()
+    optimizer = optim.Adam(model.parameters())
+    schedule, plain = optim.CosineAnnealingLR(optimizer, 40), training(model, optimizer)
+
+    @capture
+    def step(x, y):
+        loss = plain(x, y)
+        schedule.step()
+        return loss
+
+    (x, y), *_ = batches()
+    step(x, y)
+    before = schedule.state_dict(), optimizer.param_groups[0]["lr"]
+    with pytest.raises(CaptureError, match="setting 'last_epoch' to another number"):
+        step(x, y)
+    assert before == (schedule.state_dict(), optimizer.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.BatchNorm1d(6, momentum=None),
+        lambda: mi.functional.apply_gyro_dropout(
+            nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 6)),
+            sigma=8, tau=4, max_iteration=20,
+        ),
+    ],
+)  # fmt: skip
+def test_layers_that_decide_are_refused(make):
+    mi.manual_seed(0)
+    model = nn.Sequential(make(), nn.Linear(6, 3))
+    step, (x, y) = capture(training(model, optim.Adam(model.parameters()))), batches()[0]
+    step(x, y)
+    before = [t.array.copy() for t in model.state_dict().values()]
+    with pytest.raises(CaptureError, match="cannot be captured"):
+        step(x, y)
+    after = [t.array for t in model.state_dict().values()]
+    assert all(np.array_equal(a, b) for a, b in zip(before, after))
+
+
+def test_counting_is_refused():
+    calls = {"so far": 0}
+
+    @capture
+    def f(x):
+        calls["so far"] += 1
+        return x * calls["so far"]
+
+    x = mi.Tensor(numbers(3))
+    f(x)
+    for _ in range(2):
+        with pytest.raises(CaptureError, match="setting 'so far'"):
+            f(x)
+    assert calls == {"so far": 1}
+
+
+def test_fallback_runs_on_with_one_warning():
+    model, twin = small(), small()
+    steps = []
+    for m in (model, twin):
+        plain = training(m, optim.Adam(m.parameters()))
+        steps.append(lambda x, y, plain=plain: float(plain(x, y)))
+    captured = capture(steps[0], fallback="eager")
+    with pytest.warns(UserWarning, match="not captured: .*reading a value"):
+        found = [captured(x, y) for x, y in batches()[:3]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found += [captured(x, y) for x, y in batches()[3:]]
+    assert found == [steps[1](x, y) for x, y in batches()]
+
+
+def test_other_refusals():
+    x = mi.Tensor(numbers(3), requires_grad=True)
+    with pytest.raises(CaptureError, match="requires a gradient"):
+        capture(lambda a: a * 2)(x)
+    with pytest.raises(CaptureError, match="with its graph"):
+        capture(lambda: x * 2)()
+    with pytest.raises(CaptureError, match="Pass Tensors"):
+        capture(lambda a: a * 2)(numbers(3))
+    with pytest.raises(ValueError, match="fallback"):
+        capture(fallback="lazy")
+
+
+def test_an_error_inside_leaves_no_trace():
+    model, fails = small(), []
+    optimizer = optim.Adam(model.parameters())
+    plain = training(model, optimizer)
+
+    def step(x, y):
+        loss = plain(x, y)
+        if fails:
+            raise KeyError("mine")
+        return loss
+
+    captured = capture(step)
+    (x, y), *_ = batches()
+    captured(x, y)
+    before = [t.array.copy() for t in memory(model, optimizer)]
+    fails.append(1)
+    with pytest.raises(KeyError, match="mine"):  # as it is, since `fails` has changed
+        captured(x, y)
+    fails.clear()
+    captured(x, y), captured(x, y)
+    assert captured.recordings == 1 and len(before) == len(memory(model, optimizer))
+
+
+# ---- plans ----
+
+
+def test_labels_are_checked_in_each_replay():
+    captured = capture(training(model := small(), optim.Adam(model.parameters())))
+    for x, y in batches():
+        captured(x, y)
+    with pytest.raises(IndexError, match="out of range"):
+        captured(x, mi.Tensor(np.full(32, 3)))
+
+
+def test_a_plan_can_be_read():
+    model = small()
+    captured = capture(training(model, optim.Adam(model.parameters())))
+    for x, y in batches():
+        captured(x, y)
+    text = str(captured.plan)
+    assert "def replay(t0, t1):" in text and "0 Linear" in text and "Adam" in text
+    assert "back through linear" in text and "instructions" in text.splitlines()[-1]
+
+
+def test_dead_code_is_dropped_and_memory_used_again():
+    def f(x):
+        x * 3 * 4 * 5
+        for _ in range(10):
+            x = x * 2
+        return x
+
+    captured, x = capture(f), mi.Tensor(numbers(64))
+    for _ in range(3):
+        found = captured(x)
+    plan = captured.plan
+    assert plan.count == 10 and plan.peak <= 3 * (64 * 4 + 64)
+    assert np.array_equal(found.array, x.array * 1024)
+
+
+def test_a_capture_is_a_function_with_a_name():
+    @capture(keep=2)
+    def half(x):
+        "Half of x."
+        return x / 2
+
+    assert isinstance(half, Captured) and half.__name__ == "half" and half.__doc__ == "Half of x."
+
+
+def test_a_captured_function_may_call_another():
+    inner = capture(lambda x: x * 2)
+    outer = capture(lambda x: inner(x) + 1)
+    for i in range(4):
+        x = numbers(3, seed=i)
+        assert np.array_equal(outer(mi.Tensor(x)).array, x * 2 + 1)
+        assert np.array_equal(inner(mi.Tensor(x)).array, x * 2)
+    assert (outer.recordings, inner.recordings) == (1, 1)
