@@ -70,10 +70,13 @@ def _forward_rows(x, residual, weight, bias, draw, threshold, scale, eps, z, y, 
             bits = _bits_of_row(i, x.shape[1], draw, words)
         a = row if z.shape[0] == 0 else z[i]
         m = _fill_total(i, x, residual, bits, least, scale, a) / dim
-        total = zero
+        total, rest = zero, zero
         for j in range(a.size):
-            total += (a[j] - m) * (a[j] - m)
-        s = one / np.sqrt(total / dim + x.dtype.type(eps))
+            c = a[j] - m
+            total += c * c
+            rest += c  # what rounding left of the mean
+        m += rest / dim
+        s = one / np.sqrt(max(total / dim - (rest / dim) ** 2, zero) + x.dtype.type(eps))
         mean[i], r[i] = m, s
         out = y[i]
         for j in range(a.size):
