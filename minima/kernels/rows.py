@@ -129,7 +129,8 @@ _ROWS = 65536  # numbers at a time, for functions of rows
 
 def _sums(rows):
     "The sums of `rows`, as a column."
-    return np.dot(rows, _ones(rows.shape[1], rows.dtype)[0])[:, None]
+    with np.errstate(invalid="ignore"):  # some builds of BLAS warn of numbers that are not there
+        return np.dot(rows, _ones(rows.shape[1], rows.dtype)[0])[:, None]
 
 
 def _last_axes(axis, a):
