@@ -462,7 +462,11 @@ def doubling(monkeypatch, tmp_path):
         return a * 2, lambda g: g * 2
 
     module.double = double
-    yield double, lambda text: double.kernel("cpu", kernel_module(tmp_path, text))
+
+    def found_in(text, compiled=False):
+        double.kernel("cpu", kernel_module(tmp_path, text), compiled)
+
+    yield double, found_in
     del sys.modules["doubling_op"]
 
 
@@ -517,5 +521,5 @@ def test_kernels_that_cannot_be_imported_for_another_reason_are_named(doubling):
 def test_without_compiled_kernels_their_modules_are_not_imported(doubling, monkeypatch):
     double, found_in = doubling
     monkeypatch.setattr(backend, "_compiled", False)
-    found_in(KERNEL)
+    found_in(KERNEL, compiled=True)
     assert double(Tensor([1.0])).tolist() == [2.0] and "some_kernels" not in sys.modules
