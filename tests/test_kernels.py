@@ -1,9 +1,12 @@
 "Each compiled kernel against its rule: values, gradients, layouts, NaN, threads, and what is left."
 
+import ast
+import inspect
 import itertools
 import os
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -21,7 +24,7 @@ numba = pytest.importorskip("numba", reason="numba is not installed, so there ar
 if os.environ.get("MINIMA_NUMBA") == "0":
     pytest.skip("MINIMA_NUMBA=0, so there are no kernels", allow_module_level=True)
 
-from minima.kernels import cpu, linear, optim
+from minima.kernels import cpu, linear, norms, optim
 
 xp = numpy_backend.xp
 COMPILED = {
@@ -422,3 +425,71 @@ def test_nothing_is_promised_about_nan():
                 allowed = function.targetoptions["fastmath"] or set()
                 assert allowed <= {"contract", "reassoc"}, function
                 assert not function.targetoptions.get("parallel")
+
+
+# ---- bits ----
+
+
+def innermost(function):
+    "The loops in `function` that have no loop inside, as syntax trees."
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function.py_func)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.For) and not any(
+            isinstance(inner, ast.For) for part in node.body for inner in ast.walk(part)
+        ):
+            yield node
+
+
+@pytest.mark.parametrize("module", [cpu, linear, norms, optim], ids=lambda m: m.__name__)
+def test_no_loop_both_writes_and_adds_up(module):
+    "Else its sum depends on where arrays lie. The next test cannot place those inside a function."
+    for function in vars(module).values():
+        if not isinstance(function, numba.core.dispatcher.Dispatcher):
+            continue
+        for loop in innermost(function):
+            nodes = [node for part in loop.body for node in ast.walk(part)]
+            stores = {type(n) for n in nodes if isinstance(getattr(n, "ctx", None), ast.Store)}
+            adds = any(isinstance(n, ast.AugAssign) and type(n.target) is ast.Name for n in nodes)
+            allowed = function.targetoptions["fastmath"] or set()
+            assert not (ast.Subscript in stores and adds and "reassoc" in allowed), function
+
+
+def side_by_side(arrays, draw):
+    "Copies of `arrays` that lie close to each other, in any order and at any distance."
+    order, at, found = draw.permutation(len(arrays)), draw.integers(16), [None] * len(arrays)
+    memory = np.zeros(sum(a.size for a in arrays) + 80 * len(arrays), arrays[0].dtype)
+    for k in order:
+        found[k] = memory[at : at + arrays[k].size].reshape(arrays[k].shape)
+        found[k][...] = arrays[k]
+        at += arrays[k].size + draw.integers(40)
+    return found
+
+
+DRAW = np.array([1, 2], "uint64"), 9000, 1.2
+ROW_LOOPS = {  # by name, a loop over rows, and how many arrays of one row it takes
+    "softmax": (cpu._softmax, 2), "softmax, back": (cpu._softmax_back, 3),
+    "log_softmax": (cpu._log_softmax, 2), "log_softmax, back": (cpu._log_softmax_back, 3),
+    "norm": (lambda x, z, y, weight, bias, mean, r: norms._forward_rows(
+        x, x[:0], weight[0], bias[0], DRAW[0], 0, 1.0, 1e-5, z, y, mean[0], r[0]), 7),
+    "norm, dropped": (lambda x, residual, z, y, weight, bias, mean, r: norms._forward_rows(
+        x, residual, weight[0], bias[0], *DRAW, 1e-5, z, y, mean[0], r[0]), 8),
+    "norm, back": (lambda g, h, x, z, dx, dz, weight, dw, db: norms._backward_rows(
+        g, h, x, x, weight[0], *DRAW, x[:, 0], x[:, 1], z, dx, dz, dw[0], db[0],
+    ), 9),
+    "a sum": (lambda x: cpu.total_of(x[0]), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("width", [8, 17, 24])
+@pytest.mark.parametrize("name", ROW_LOOPS)
+def test_bits_do_not_depend_on_where_arrays_lie(name, width, dtype):
+    loop, count = ROW_LOOPS[name]
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        arrays, results = [*rng.normal(size=(count, 1, width)).astype(dtype)], set()
+        for _ in range(30):
+            args = side_by_side(arrays, rng)
+            result = loop(*args)
+            results.add(repr(result).encode() + b"".join(a.tobytes() for a in args))
+        assert len(results) == 1

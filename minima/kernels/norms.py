@@ -24,7 +24,7 @@ import numpy as np
 
 from .. import operators as ops
 from ..autograd.tape import asked_once
-from .cpu import _loop, compiled, draw_bits
+from .cpu import _loop, compiled, draw_bits, total_of
 from ..operators.fused import register_parts, rows_parts
 
 # %% ../../nbs/68_kernels_norm.ipynb #540d281a
@@ -39,25 +39,20 @@ def _bits_of_row(i, dim, draw, words):
     return words.reshape(-1).view(np.uint16)[skip:]
 
 
-@compiled("reassoc")  # no product and sum in one, so that both ways make the same numbers
-def _fill_total(i, x, residual, bits, least, scale, out):
-    "Row `i` of dropout(`x`) + `residual`, in `out`; returns its sum."
-    row, zero = x[i], out.dtype.type(0)
-    kept, total = out.dtype.type(scale), zero
+@compiled()  # no product and sum in one, so that both ways make the same numbers
+def _fill(i, x, residual, bits, least, scale, out):
+    "Row `i` of dropout(`x`) + `residual`, in `out`."
+    row, zero, kept = x[i], out.dtype.type(0), out.dtype.type(scale)
     if least > 0:
         for j in range(out.size):
             out[j] = row[j] * (kept if bits[j] >= least else zero)
-            total += out[j]
     else:
         for j in range(out.size):
             out[j] = row[j]
-            total += out[j]
     if residual.shape[0] > 0:
-        other, total = residual[i], zero
+        other = residual[i]
         for j in range(out.size):
             out[j] += other[j]
-            total += out[j]
-    return total
 
 
 @_loop
@@ -69,8 +64,8 @@ def _forward_rows(x, residual, weight, bias, draw, threshold, scale, eps, z, y, 
         if least > 0:
             bits = _bits_of_row(i, x.shape[1], draw, words)
         a = row if z.shape[0] == 0 else z[i]
-        m = _fill_total(i, x, residual, bits, least, scale, a) / dim
-        total, rest = zero, zero
+        _fill(i, x, residual, bits, least, scale, a)
+        m, total, rest = total_of(a) / dim, zero, zero
         for j in range(a.size):
             c = a[j] - m
             total += c * c
@@ -97,19 +92,19 @@ def _backward_rows(g, h, x, residual, weight, draw, threshold, scale, mean, r, z
         if least > 0:
             bits = _bits_of_row(i, x.shape[1], draw, words)
         if z.shape[0] == 0:
-            _fill_total(i, x, residual, bits, least, scale, total)
+            _fill(i, x, residual, bits, least, scale, total)
         a = total if z.shape[0] == 0 else z[i]
         up, out, out_z = g[i], dx[i], dz[i % dz.shape[0]]
         m, s, along, across = mean[i], r[i], zero, zero
         for j in range(a.size):
-            n, u = (a[j] - m) * s, up[j] * weight[j]
+            u = up[j] * weight[j]
             along += u
-            across += u * n
-            part_w[j] += up[j] * n
-            part_b[j] += up[j]
+            across += u * ((a[j] - m) * s)
         along, across = along / dim, across / dim
         for j in range(a.size):
             n = (a[j] - m) * s
+            part_w[j] += up[j] * n
+            part_b[j] += up[j]
             out_z[j] = (up[j] * weight[j] - along - n * across) * s
         if h.shape[0] > 0:
             other = h[i]
