@@ -102,9 +102,10 @@ def _backward_rows(g, h, x, residual, weight, draw, threshold, scale, mean, r, z
             across += u * ((a[j] - m) * s)
         along, across = along / dim, across / dim
         for j in range(a.size):
-            n = (a[j] - m) * s
-            part_w[j] += up[j] * n
+            part_w[j] += up[j] * ((a[j] - m) * s)
             part_b[j] += up[j]
+        for j in range(a.size):
+            n = (a[j] - m) * s
             out_z[j] = (up[j] * weight[j] - along - n * across) * s
         if h.shape[0] > 0:
             other = h[i]
