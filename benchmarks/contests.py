@@ -191,6 +191,8 @@ def others(sizes, x, y):
                 found |= getattr(rivals_elsewhere, name)(sizes, x, y)
         except ImportError:
             pass
+        except RuntimeError as error:  # installed, but something that it needs is not
+            warnings.warn(f"{name} cannot run here: {error}", stacklevel=2)
     return found
 
 
