@@ -133,6 +133,11 @@ class Backend:
         "What computes in place of a rule here: one of the rule's `kernels`, or None."
         return kernels.find(self.name)
 
+    def ask(self, function, like, *arrays, **settings):
+        "What `function` of NumPy's arrays makes of `arrays`, as an array where `like` is."
+        found = function(*map(self.to_numpy, arrays), **settings)
+        return self.device_of(like).put(found)
+
     def check_indices(self, array, size):
         "Raise IndexError unless all of `array` is in [0, size); may skip it where reading is slow."
         if array.size and not (0 <= self.xp.min(array) and self.xp.max(array) < size):
@@ -350,6 +355,8 @@ class Device(str):
         cls,
         name="cpu",  # a name, or a Device
     ):
+        if isinstance(name, Device):
+            return name
         kind, colon, index = str(name).partition(":")
         if not kind or (colon and not index.isdecimal()):
             raise RuntimeError(f"a device is named like 'cpu' or 'cuda:1'; got {name!r}")

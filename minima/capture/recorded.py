@@ -47,8 +47,9 @@ def _outside():
 
 
 def _refuse(what, instead):
-    "Raise CaptureError."
-    raise CaptureError(f"{what} cannot be captured ({_outside()}). {instead}")
+    "Raise CaptureError, which says where: the module at work, and the line."
+    place = ", ".join([*[f"in {_where()}"] * bool(_where()), _outside()])
+    raise CaptureError(f"{what} cannot be captured ({place}). {instead}")
 
 
 def _refuse_reading(*_):
@@ -224,7 +225,10 @@ class Tape:
         self.values, self.roots, self.instructions = [], [], []
         self.given, self.owners = {}, []  # arrays from outside: their numbers by id; and they
         self.constants = {}  # arrays that depend on nothing
-        self.numbers, self.cells, self.draws, self.pending = [], {}, [], []
+        self.numbers, self.cells = [], {}
+        self.draws, self.pending, self.drawn = [], [], {}  # drawn: the arrays of draws, by value
+        self.states = {}  # of generators, before their first draw
+        self.made = set()  # ids of arrays that the function has made with NumPy
         self.quiet = False  # whether floating-point warnings were switched off somewhere
 
     def value(self, n):
@@ -263,17 +267,24 @@ class Tape:
         return Number(self, value, name)
 
     def cell(self, slot):
-        "A Number that is looked up in `slot`."
+        "A Number that is looked up in `slot`; a tuple of them, for a tuple."
+        if isinstance(slot.value, tuple):
+            return tuple(self._cell(slot, n, f"[{i}]") for i, n in enumerate(slot.value))
+        return self._cell(slot, slot.value, "")
+
+    def _cell(self, slot, value, item):
+        "A Number that is looked up in `slot`, or as an `item` of what is there."
         name = f"n{len(self.numbers)}"
-        self.numbers.append((name, slot, type(slot.value).__name__))
-        return Number(self, slot.value, name)
+        self.numbers.append((name, slot, item, type(value).__name__))
+        return Number(self, value, name)
 
     def draw(self, source, generator):
-        "A draw of `generator`, which is waiting for the array that it becomes."
-        if self.pending:
-            self.settle()
-        found = source(generator)
-        self.pending.append((generator, found))
+        "A draw of `generator`, which is waiting for the array that it becomes, if it is none yet."
+        self.settle()
+        state, found = generator.get_state(), source(generator)
+        if not any(isinstance(word, Recorded) for word in found):
+            self.states.setdefault(generator, state)
+            self.pending.append((generator, found))
         return found
 
     def settle(self):
@@ -286,13 +297,13 @@ class Tape:
             )
 
     def put(self, array):
-        "An array that the function made, as a Recorded: a draw, if it is one."
-        if (
-            self.pending
-            and array.dtype == np.uint64
-            and tuple(array.tolist()) == self.pending[0][1]
-        ):
+        "An array that the function has made, as a Recorded: a draw, if it is one."
+        draw = tuple(array.tolist()) if array.dtype == np.uint64 and array.shape == (2,) else None
+        if self.pending and draw == self.pending[0][1]:
             self.draws.append((self.pending.pop()[0], array))
+            self.drawn[draw] = array
+        array = self.drawn.get(draw, array)  # a recomputation is handed a draw again
+        self.made |= {id(array)} - self.given.keys()
         return self.lift(array)
 
     # ---- what is done ----
@@ -344,6 +355,11 @@ class Tape:
 
     def note(self, f, args, settings, out, old=False):
         "Write down an instruction."
+        if old and id(self.values[self.roots[out]]) in self.made:
+            _refuse(
+                "writing into an array that is made inside, of numbers,",
+                "A replay would not make it anew: begin with an operation, such as x * 0.",
+            )
         args, settings = self.ref(args), {name: self.ref(a) for name, a in settings.items()}
         self.instructions.append(Instruction(f, args, settings, out, old, _where()))
 

@@ -18,6 +18,7 @@ What is left out: operations with two values in one kernel.
 
 # %% ../../nbs/71_recorder.ipynb #dfe21dd9
 from functools import partial
+from threading import get_ident
 from types import ModuleType
 
 import numpy as np
@@ -109,6 +110,9 @@ class Recorder(Backend):
     def add_at(self, array, key, values):
         _at_work().write(numpy_backend.add_at, array, key, values)
 
+    def ask(self, function, like, *arrays, **settings):
+        return _at_work().call(function, *arrays, **settings)
+
     def check_indices(self, array, size):
         tape = _at_work()
         numpy_backend.check_indices(array.value, size)
@@ -165,9 +169,11 @@ def _pulled(box, i, *cotangent_and_arguments):
 def _lifting(tape):
     "A way to read rules on arrays that have not been recorded yet: they are lifted."
 
+    thread = get_ident()  # others compute with arrays of their own
+
     def around(read, rule):
         def reading(library, *arrays, **settings):
-            if library is not recorder.xp:
+            if library is not recorder.xp and get_ident() == thread:
                 arrays = [tape.put(a) if isinstance(a, np.ndarray) else a for a in arrays]
                 return rule(recorder.xp, *arrays, **settings)
             return read(library, *arrays, **settings)
