@@ -47,9 +47,8 @@ def _outside():
 
 
 def _refuse(what, instead):
-    "Raise CaptureError, which says where: the module at work, and the line."
-    place = ", ".join([*[f"in {_where()}"] * bool(_where()), _outside()])
-    raise CaptureError(f"{what} cannot be captured ({place}). {instead}")
+    "Raise CaptureError."
+    raise CaptureError(f"{what} cannot be captured ({_outside()}). {instead}")
 
 
 def _refuse_reading(*_):

@@ -113,10 +113,13 @@ class Recorder(Backend):
     def ask(self, function, like, *arrays, **settings):
         return _at_work().call(function, *arrays, **settings)
 
-    def check_indices(self, array, size):
+    def look(self, function, *arrays):
         tape = _at_work()
-        numpy_backend.check_indices(array.value, size)
-        tape.note(numpy_backend.check_indices, (array, size), {}, None)
+        function(*tape.real(arrays))
+        tape.note(function, arrays, {}, None)
+
+    def check_indices(self, array, size):
+        self.look(numpy_backend.check_indices, array, size)
 
     def kernel(self, kernels):
         "NumPy's kernel, to be followed; a compiled one, to be called as a whole."

@@ -38,13 +38,13 @@ import numpy as np
 
 from ..autograd import Tensor, is_grad_enabled, wrap
 from ..autograd.tape import _owner, read_through, wrote_into
-from ..backend import Kernels, get_default_dtype
+from ..backend import Kernels, get_default_dtype, received_by
 from .plan import AGAIN, Plan
 from .recorded import CaptureError, Number, Tape, _refuse
 from .recorder import _lifting, recorder
 from .slots import _same, _slots, _state, _swap_in, _swap_out
 from ..random import _drawing_from, _source
-from ..tensors import map_nest, map_tensors, received_by, tensors_in
+from ..tensors import map_nest, map_tensors, tensors_in
 
 # %% ../../nbs/74_capture.ipynb #ee4fc2a3
 class Replay(Plan):
@@ -238,7 +238,7 @@ class Captured:
         return map_tensors(Tensor.detach, found)
 
     def _fall_back(self, error, run):
-        "What `run` returns, if that was wished for: from now on, nothing is captured. Else `error`."
+        "What `run` returns; from now on nothing is captured. Raises `error` if that is not wished."
         if self.fallback != "eager":
             raise error
         found = run()

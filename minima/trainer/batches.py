@@ -303,7 +303,7 @@ class Passes:
         "Whether an algorithm wants to act between the model and the walk back; warns of it, once."
         for algorithm in self.state.algorithms:
             for event in (Event.AFTER_FORWARD, Event.AFTER_LOSS):
-                if algorithm.match(event, self.state):
+                if hasattr(algorithm, "match") and algorithm.match(event, self.state):
                     name = type(algorithm).__name__
                     if self._told != name:
                         warn(
