@@ -4,13 +4,13 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 import minima as mi
-from minima import nn, optim
+from minima import algorithms, nn, optim
 from minima import operators as ops
-from minima.backend import Kernels, kernels_off
+from minima.backend import Backend, Kernels, _by_name, _by_type, kernels_off, register
 from minima.capture import Captured, CaptureError, capture
 
 F = nn.functional
@@ -420,6 +420,39 @@ def test_random_programs(data):
     assert captured.recordings == 1
 
 
+KINDS_OF_LAYERS = [
+    lambda: nn.Linear(6, 6), lambda: nn.Linear(6, 6, bias=False), nn.ReLU, nn.Tanh, nn.GELU,
+    lambda: nn.LayerNorm(6), lambda: nn.BatchNorm1d(6), lambda: nn.Dropout(0.5),
+    lambda: nn.FusedDropoutLayerNorm(6, 0.3), lambda: nn.Residual(nn.Linear(6, 6)),
+    lambda: nn.Residual(nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.2))),
+    lambda: nn.GyroDropout(5, 2, 0.4, 8, 2), lambda: nn.Softmax(), nn.Sigmoid,
+]  # fmt: skip
+
+
+@settings(max_examples=30)
+@given(some.data())
+def test_random_models(data):
+    "Any layers in a row, some frozen or used twice; any optimizer and loss; batches of two sizes."
+    draw = lambda things: data.draw(some.sampled_from([*things]))
+    kinds = [draw(KINDS_OF_LAYERS) for _ in range(data.draw(some.integers(1, 5)))]
+    frozen, tied = data.draw(some.sets(some.integers(0, 4))), data.draw(some.booleans())
+    clip = draw([None, lambda p: optim.clip_grad_norm_(p, 0.1)])
+    loss, kind = LOSSES[draw(["cross-entropy", "smoothed", "weighted", "sum"])]
+
+    def make():
+        mi.manual_seed(0)
+        layers = [kind() for kind in kinds]
+        for i in frozen & {*range(len(layers))}:
+            layers[i].requires_grad_(False)
+        layers += layers[:1] * tied
+        return nn.Sequential(*layers, nn.Linear(6, 3))
+
+    sizes = [*batches(count=2), *batches(7, count=1)]
+    optimizer = OPTIMIZERS[draw(["SGD", "momentum", "Adam", "AdamW", "RMSProp"])]
+    with np.errstate(all="ignore"):
+        assert agree(make, optimizer, sizes, steps=9, loss_fn=loss, clip=clip).recordings == 2
+
+
 # ---- guards ----
 
 
@@ -453,7 +486,7 @@ def operate(model, optimizer):
     model[0].weight, model[0].bias = model[0].weight, nn.Parameter(mi.zeros(1, 8))
 
 
-def settings(model, optimizer):
+def other_betas(model, optimizer):
     optimizer.param_groups[0]["betas"] = (0.8, 0.99)
 
 
@@ -470,6 +503,44 @@ def no_gradients(model, optimizer):
     optimizer.zero_grad()
 
 
+def unfreeze(model, optimizer):
+    freeze(model, optimizer) if model[0].weight.requires_grad else None
+    model[0].weight.requires_grad_(True)
+
+
+def assign(model, optimizer):
+    weights = {path: t.clone() for path, t in model.state_dict().items()}
+    model.load_state_dict(weights, assign=True)
+
+
+def move(model, optimizer):
+    model.to("cpu")
+
+
+def exchange(model, optimizer):
+    algorithms.replace(model, nn.ReLU, lambda old: nn.Tanh(), optimizer)
+
+
+def put_in(model, optimizer):
+    model.insert(2, nn.Softplus())
+
+
+def hook(model, optimizer):
+    model[0].register_forward_hook(lambda module, args, output: output * 2)
+
+
+def another_forward(model, optimizer):
+    model[1].forward = lambda x: ops.tanh(x)
+
+
+def add_group(model, optimizer):
+    optimizer.add_param_group({"params": [nn.Parameter(mi.ones(2))]})
+
+
+def less_to_do(model, optimizer):
+    del optimizer.state[optimizer.param_groups[0]["params"].pop(0)]
+
+
 def write(model, optimizer):
     model[0].weight.array[...] = 0.1
 
@@ -478,7 +549,9 @@ def write(model, optimizer):
     "change, recordings",
     [
         (change_mode, 2), (freeze, 2), (replace_data, 2), (load, 1), (load_optimizer, 2),
-        (operate, 2), (settings, 2), (rate, 1), (steps, 3), (no_gradients, 2), (write, 1),
+        (operate, 2), (other_betas, 1), (rate, 1), (steps, 3), (no_gradients, 2), (write, 1),
+        (unfreeze, 1), (assign, 2), (move, 1), (exchange, 2), (put_in, 2), (hook, 2),
+        (another_forward, 2), (add_group, 2), (less_to_do, 2),
     ],
 )  # fmt: skip
 def test_what_changes_is_noticed(change, recordings):
@@ -497,6 +570,60 @@ def test_another_dtype_is_noticed():
 
     data = batches(count=1) * 10 + [(x.to("float64"), y) for x, y in batches(count=1)] * 10
     assert agree(small, optim.Adam, data, steps=20, between=between).recordings == 2
+
+
+METHODS = {
+    "gyro dropout": lambda m, o: mi.functional.apply_gyro_dropout(m, 8, 2, 0.5, optimizers=o),
+    "fused norms": lambda m, o: mi.functional.apply_fused_layernorm(m, o),
+    "stochastic depth": lambda m, o: mi.functional.apply_stochastic_depth(m, 0.0, optimizers=o),
+    "freezing": lambda m, o: mi.functional.freeze_layers(m, layers=1, optimizers=o),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_surgery_is_noticed(name):
+    def make():
+        mi.manual_seed(0)
+        inner = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Dropout(0.1))
+        return nn.Sequential(nn.Linear(6, 8), nn.Residual(inner), nn.Linear(8, 3))
+
+    def between(i, model, optimizer):
+        if i == 9:
+            mi.manual_seed(1)
+            METHODS[name](model, optimizer)
+
+    assert agree(make, optim.Adam, batches(), steps=40, between=between).recordings == 2
+
+
+def test_another_device_is_not_taken_for_this_one():
+    class Marked(np.ndarray):
+        "An array of another library."
+
+    model = small()
+    step = capture(training(model, optim.SGD(model.parameters(), lr=0.1)), fallback="eager")
+    (x, y), *_ = batches()
+    step(x, y), step(x, y)
+    model[0].weight.array = model[0].weight.array.view(Marked)
+    register(Backend("marked", np, Marked))
+    try:
+        step(x, y)
+        with pytest.warns(UserWarning, match="array of type Marked"):
+            step(x, y)
+    finally:
+        del _by_name["marked"], _by_type[Marked]
+
+
+def test_the_default_dtype_is_noticed():
+    f = capture(lambda x: x * mi.ones(3))
+    x = mi.Tensor(np.arange(3))
+    before = mi.get_default_dtype()
+    try:
+        for dtype in ("float32", "float64", "float32", "float64", "float32", "float64"):
+            mi.set_default_dtype(dtype)
+            assert f(x).dtype == dtype
+    finally:
+        mi.set_default_dtype(before)
+    assert f.recordings == 2
 
 
 def test_modes_are_noticed():
@@ -538,21 +665,40 @@ def never(loss):
     raise AssertionError
 
 
-REFUSED = {
+READING = {
     "item": lambda loss: loss.item(),
     "float": lambda loss: float(loss),
+    "int": lambda loss: int(loss),
     "if": lambda loss: 1 if loss > 1 else 0,
+    "and": lambda loss: loss > 1 and loss < 2,
+    "range": lambda loss: [*range(loss.argmax())],
+    "max": lambda loss: max([loss, loss * 2]),
     "print": lambda loss: print(loss),
+    "format": lambda loss: f"{loss}",
     "numpy": lambda loss: loss.detach().numpy(),
     "tolist": lambda loss: loss.detach().tolist(),
     "asarray": lambda loss: np.asarray(loss.detach()),
-    "normal": lambda loss: mi.randn(3),
+    "dlpack": lambda loss: np.from_dlpack(loss.detach()),
+    "allclose": lambda loss: np.allclose(loss.detach(), 1),
 }
+OTHERS = {
+    "a mask": (
+        lambda loss: ops.reshape(loss, (1,))[ops.reshape(loss, (1,)) > 0],
+        "picking by a mask",
+    ),
+    "places": (lambda loss: np.nonzero(loss.array.reshape((1,))), "'nonzero' of an array"),
+    "a method": (lambda loss: loss.array.mean(), "'mean' of an array"),
+    "into NumPy's": (lambda loss: np.ones(()).__iadd__(loss.array), "into an array of NumPy's"),
+    "into zeros": (lambda loss: mi.zeros(3).__setitem__(0, loss.detach()), "made inside"),
+    "normal": (lambda loss: mi.randn(3), "drawing random numbers"),
+    "an order": (lambda loss: mi.random.default_generator.permutation(3), "drawing random numbers"),
+}
+REFUSED = {name: (read, "reading a value") for name, read in READING.items()} | OTHERS
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_reading_is_refused_and_leaves_no_trace(name):
-    model, read = small(), REFUSED[name]
+    model, (read, why) = small(), REFUSED[name]
     optimizer = optim.Adam(model.parameters())
     plain = training(model, optimizer)
 
@@ -568,7 +714,7 @@ def test_reading_is_refused_and_leaves_no_trace(name):
     for _ in range(2):
         with pytest.raises(CaptureError, match="cannot be captured") as caught:
             captured(x, y)
-        assert "lambda loss" in str(caught.value) or name == "normal"
+        assert why in str(caught.value) and "lambda loss" in str(caught.value)  # the line
         after = memory(model, optimizer)
         assert all(np.array_equal(t.array, a) for t, (_, a) in zip(after, before))
         assert mi.random.default_generator.get_state() == state

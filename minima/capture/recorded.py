@@ -35,20 +35,21 @@ class CaptureError(RuntimeError):
 
 
 _PACKAGE = __name__.partition(".")[0]
+_INSIDE = {_PACKAGE, "numpy", "contextlib"}
 
 
 def _outside():
     "The line of the user's program that is at work."
     frame = sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] == _PACKAGE:
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
         frame = frame.f_back
     file, line = frame.f_code.co_filename, frame.f_lineno
     return f"line {line}, in {frame.f_code.co_name}: {linecache.getline(file, line).strip()}"
 
 
-def _refuse(what, instead):
+def _refuse(what, instead, place=None):
     "Raise CaptureError."
-    raise CaptureError(f"{what} cannot be captured ({_outside()}). {instead}")
+    raise CaptureError(f"{what} cannot be captured ({place or _outside()}). {instead}")
 
 
 def _refuse_reading(*_):
@@ -58,6 +59,19 @@ def _refuse_reading(*_):
         "A plan has no values yet, so it cannot decide or print: return the Tensor, and read it "
         "outside; choose with where(); or leave this function uncaptured (fallback='eager').",
     )
+
+# %% ../../nbs/70_recorded.ipynb #26ba32ed
+def _refuse_writing(what):
+    "Raise CaptureError, since somebody writes into an array that no replay would make anew."
+    _refuse(what, "Begin with an operation, such as x * 0, and write into what it gives.")
+
+
+def _refuse_shape(what):
+    "Raise CaptureError, since a shape depends on values."
+    _refuse(what, "Its shape depends on values, and a plan's are fixed: choose with where().")
+
+
+_BY_VALUE = (np.nonzero, np.flatnonzero, np.argwhere, np.unique, np.compress, np.extract)
 
 # %% ../../nbs/70_recorded.ipynb #d4f88974
 # ---- numbers ----
@@ -121,7 +135,6 @@ class Recorded:
     "An array that writes down what is done with it: a number on a tape, which has its value."
 
     __slots__ = ("tape", "number", "__weakref__")
-    __array_ufunc__ = None  # so that ndarray + Recorded asks us first
 
     def __init__(self, tape, number):
         self.tape, self.number = tape, number
@@ -147,6 +160,17 @@ class Recorded:
 
     def __invert__(self):
         return self.tape.call(np.invert, self)
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=(None,), **settings):
+        if method not in ("__call__", "reduce") or not isinstance(out[0], Recorded | None):
+            _refuse_writing(f"np.{ufunc.__name__} into an array of NumPy's")
+        f = ufunc if method == "__call__" else ufunc.reduce
+        return self.tape.call(f, *inputs, out=out[0], **settings)
+
+    def __getattr__(self, name):
+        if not hasattr(np.ndarray, name) or name.startswith("__"):
+            raise AttributeError(f"a recorded array has no attribute {name!r}")
+        _refuse(f"{name!r} of an array", "Call a function of minima's on the Tensor instead.")
 
     __hash__ = object.__hash__
     __bool__ = __float__ = __int__ = __index__ = __array__ = __dlpack__ = _refuse_reading
@@ -217,6 +241,16 @@ _ALLOCATING = (np.empty, np.empty_like)
 _LIKE = (np.empty_like, np.zeros_like, np.ones_like, np.full_like)
 
 # %% ../../nbs/70_recorded.ipynb #ecb1fad2
+def _listed(key):
+    "What indices there are in the `key` of an array."
+    return key if isinstance(key, tuple) else (key,)
+
+
+def _is_mask(index):
+    "Whether an index is a recorded mask."
+    return isinstance(index, Recorded) and index.dtype == bool
+
+
 class Tape:
     "What was done: instructions, the arrays in them by number, and lines that compute numbers."
 
@@ -283,7 +317,7 @@ class Tape:
         state, found = generator.get_state(), source(generator)
         if not any(isinstance(word, Recorded) for word in found):
             self.states.setdefault(generator, state)
-            self.pending.append((generator, found))
+            self.pending.append((generator, found, _outside()))
         return found
 
     def settle(self):
@@ -293,6 +327,7 @@ class Tape:
                 "drawing random numbers this way",
                 "A replay draws where an operation is handed a draw, (seed, offset), as an array, "
                 "as dropout does. Make other random numbers outside, and pass them in.",
+                self.pending[0][2],
             )
 
     def put(self, array):
@@ -325,7 +360,11 @@ class Tape:
         "The value of `f`, written down; in the array `out`, if that is given."
         into = {} if out is None else {"out": self.real(out)}
         value = f(*self.real(args), **self.real_settings(settings), **into)
+        if f in _BY_VALUE or (f is operator.getitem and any(map(_is_mask, _listed(args[1])))):
+            _refuse_shape("picking by a mask" if f is operator.getitem else f.__name__)
         if not isinstance(value, np.ndarray | np.generic):
+            if isinstance(value, tuple | list) and any(isinstance(v, np.ndarray) for v in value):
+                _refuse(f"{f.__name__}, a function with several values,", "Call others instead.")
             return value  # a dtype, a shape
         for a in args:
             if isinstance(a, Recorded) and value is a.value and out is None:
@@ -355,10 +394,7 @@ class Tape:
     def note(self, f, args, settings, out, old=False):
         "Write down an instruction."
         if old and id(self.values[self.roots[out]]) in self.made:
-            _refuse(
-                "writing into an array that is made inside, of numbers,",
-                "A replay would not make it anew: begin with an operation, such as x * 0.",
-            )
+            _refuse_writing("writing into an array that is made inside, of numbers,")
         args, settings = self.ref(args), {name: self.ref(a) for name, a in settings.items()}
         self.instructions.append(Instruction(f, args, settings, out, old, _where()))
 

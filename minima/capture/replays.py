@@ -239,6 +239,8 @@ class Captured:
 
     def _fall_back(self, error, run):
         "What `run` returns; from now on nothing is captured. Raises `error` if that is not wished."
+        while not isinstance(error, CaptureError) and isinstance(error.__cause__, CaptureError):
+            error = error.__cause__  # an operation has put it into its own words
         if self.fallback != "eager":
             raise error
         found = run()
