@@ -19,12 +19,12 @@ from minima.trainer import Callback, InMemoryLogger, NaNStop, Trainer
 
 PASSES, STEP, ANSWER = range(3)
 REFUSED = {  # methods with which the passes run as they are, and why
-    "gyro, measured": "in 2 GyroDropout",
+    "gyro, measured": "reading a value",
     "stochastic depth, by block": "drawing random numbers this way",
     "stochastic depth, by sample": "drawing random numbers this way",
-    "label smoothing": "LabelSmoothing acts at AFTER_FORWARD",
-    "mixup": "MixUp acts at AFTER_FORWARD",
-    "mixup of losses": "MixUp acts at AFTER_FORWARD",
+    "label smoothing": "LabelSmoothing acts in the middle of it, at AFTER_FORWARD",
+    "mixup": "MixUp acts in the middle of it, at AFTER_FORWARD",
+    "mixup of losses": "MixUp acts in the middle of it, at AFTER_FORWARD",
 }
 
 
@@ -426,7 +426,9 @@ def test_an_algorithm_in_between_is_named_once():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = both(algorithms=Louder())
-    assert told(caught) == ["forward_and_back is not captured: Louder acts at AFTER_LOSS"]
+    assert told(caught) == [
+        "forward_and_back is not captured: Louder acts in the middle of it, at AFTER_LOSS"
+    ]
     assert recordings(trainer)[PASSES] == 0 < min(recordings(trainer)[STEP:])
 
 

@@ -246,11 +246,6 @@ def _listed(key):
     return key if isinstance(key, tuple) else (key,)
 
 
-def _is_mask(index):
-    "Whether an index is a recorded mask."
-    return isinstance(index, Recorded) and index.dtype == bool
-
-
 class Tape:
     "What was done: instructions, the arrays in them by number, and lines that compute numbers."
 
@@ -360,7 +355,7 @@ class Tape:
         "The value of `f`, written down; in the array `out`, if that is given."
         into = {} if out is None else {"out": self.real(out)}
         value = f(*self.real(args), **self.real_settings(settings), **into)
-        if f in _BY_VALUE or (f is operator.getitem and any(map(_is_mask, _listed(args[1])))):
+        if f in _BY_VALUE or (f is operator.getitem and any(map(self._varies, _listed(args[1])))):
             _refuse_shape("picking by a mask" if f is operator.getitem else f.__name__)
         if not isinstance(value, np.ndarray | np.generic):
             if isinstance(value, tuple | list) and any(isinstance(v, np.ndarray) for v in value):
@@ -381,6 +376,12 @@ class Tape:
         made = self.new(value, a.number if is_view else None)
         self.note(f, args, settings, made.number)
         return made
+
+    def _varies(self, index):
+        "Whether an index is a mask, of which a replay may have another one."
+        if not isinstance(index, Recorded) or index.dtype != bool:
+            return False
+        return id(self.values[self.roots[index.number]]) not in self.made
 
     def real_settings(self, settings):
         "`settings` with values in place of all that is recorded."

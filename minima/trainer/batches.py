@@ -307,7 +307,8 @@ class Passes:
                     name = type(algorithm).__name__
                     if self._told != name:
                         warn(
-                            f"forward_and_back is not captured: {name} acts at {event.name}",
+                            f"forward_and_back is not captured: {name} acts in the middle of it,"
+                            f" at {event.name}",
                             stacklevel=5,
                         )
                     self._told = name

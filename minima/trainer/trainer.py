@@ -25,6 +25,7 @@ What always holds:
 - an error in whatever was handed in leaves a model in training mode, of whose batches each one was
   learned from once or not at all, and says whose it was and when;
 - gradients that are accumulated are the gradient of the whole batch;
+- training with `capture=True` ends in the same bits as without;
 - an evaluation records nothing, changes no weights, and leaves every layer in the mode it was in.
 
 What is left out: several processes, mixed precision, the 30 other settings of Composer's Trainer.
