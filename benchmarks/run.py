@@ -11,8 +11,8 @@ What the numbers do not say by themselves: PyTorch's MKL takes its AVX2 path on 
 are not Intel's, so a part of a lead in products is the library, not the framework (the rows print
 which part of the machine's own GEMM rate is reached). On Intel's, MKL_ENABLE_INSTRUCTIONS=AVX2 in
 the environment shows what the ratios would be elsewhere. And on the largest layers, half of
-PyTorch's time is page faults, which a tuned allocator avoids (GLIBC_TUNABLES=
-glibc.malloc.mmap_max=0).
+PyTorch's time is page faults, which a tuned allocator avoids
+(GLIBC_TUNABLES=glibc.malloc.mmap_max=0).
 """
 
 import argparse
