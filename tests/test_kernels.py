@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -399,12 +400,12 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(monkeypatch):
     def without_a_place(function, cache=False, **how):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
-        return "compiled", function, how
+        return SimpleNamespace(function=function, how=how, _compile_for_args=None)
 
     monkeypatch.setattr(numba, "njit", without_a_place)
-    kind, function, how = cpu.compiled("contract")(len)
-    assert (kind, function) == ("compiled", len)
-    assert how == {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    loop = cpu.compiled("contract")(len)
+    assert loop.function is len
+    assert loop.how == {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
 @pytest.mark.parametrize("module, name", [(cpu, "_silu"), (linear, "_gelu"), (cpu, "_softmax")])

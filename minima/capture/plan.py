@@ -53,7 +53,7 @@ class Plan:
         self.stay = {roots[n] for n in (*tape.given.values(), *outputs, *kept)}
         self.moving = {roots[n] for n in inputs}
         self.moving |= {i.out for i in tape.instructions if i.fresh and i.out not in self.stay}
-        self.written = {roots[i.out] for i in tape.instructions if i.old}
+        self.written = {roots[n] for i in tape.instructions for n in i.writes}
         self.known, self.names, self.told = {}, {}, []
         self._drop_dead()
         self._find_last()
@@ -61,16 +61,19 @@ class Plan:
 
     def _is_view(self, i):
         "Whether instruction `i` makes a view of another array."
-        return i.out is not None and not i.old and self.tape.roots[i.out] != i.out
+        return i.out is not None and not i.writes and self.tape.roots[i.out] != i.out
 
     def _drop_dead(self):
         "Leave out what nobody reads, and what depends on nothing."
         roots, wanted, kept = self.tape.roots, set(self.stay), []
         for i in reversed(self.tape.instructions):
             refs = i.refs()
-            if i.out is not None and roots[i.out] not in wanted:
+            made = i.writes or {i.out} - {None}
+            if made and wanted.isdisjoint(roots[n] for n in made):
                 continue
-            if not (i.old or i.out is None or len(refs) > 1 or i.numbers() or i.f in _ALLOCATING):
+            if not (
+                i.writes or i.out is None or len(refs) > 1 or i.numbers() or i.f in _ALLOCATING
+            ):
                 self.stay.add(i.out)  # its value will do, unless it is written into
                 if i.out not in self.written:
                     continue
@@ -94,7 +97,7 @@ class Plan:
             if self._is_view(i):
                 if tape.roots[i.out] not in self.moving:
                     self.arrays[i.out] = i.f(*self._with(i.args), **i.settings)
-            elif i.out in self.moving or i.old:
+            elif i.out in self.moving or i.writes:
                 pass
             elif i.out is not None and i.out not in self.arrays and isinstance(value, np.ndarray):
                 fits = sorted((b for b in free if b.nbytes >= value.nbytes), key=lambda b: b.nbytes)
@@ -172,7 +175,7 @@ class Plan:
             if writes and isinstance(value, np.ndarray):
                 args.append(f"out={self.text(i.out)}")
             call = f"{self.name(i.f, _plain_name(i.f))}({', '.join(args)})"
-            if i.out is None or i.old or (writes and isinstance(value, np.ndarray)):
+            if i.out is None or i.writes or (writes and isinstance(value, np.ndarray)):
                 return call
         if view or i.out in self.moving or not isinstance(value, np.ndarray):
             return f"t{i.out} = {call}"
