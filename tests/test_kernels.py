@@ -455,6 +455,44 @@ def test_no_loop_both_writes_and_adds_up(module):
             assert not (ast.Subscript in stores and adds and "reassoc" in allowed), function
 
 
+def written(function):
+    "The arguments into which `function` writes, by what its text assigns."
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function.py_func))).body
+    whose = {a.arg: a.arg for a in tree.args.args}  # names, and of which argument they are a part
+    found = set()
+
+    def first(node):
+        while isinstance(node, ast.Subscript | ast.Attribute | ast.Call):
+            node = node.func if isinstance(node, ast.Call) else node.value
+        return getattr(node, "id", None)
+
+    def assign(target, value):
+        if isinstance(target, ast.Tuple):
+            values = value.elts if isinstance(value, ast.Tuple) else [value] * len(target.elts)
+            for pair in zip(target.elts, values):
+                assign(*pair)
+        elif isinstance(target, ast.Subscript):
+            found.add(whose.get(first(target)))
+        elif isinstance(value, ast.Subscript | ast.Call | ast.IfExp):
+            value = value.orelse if isinstance(value, ast.IfExp) else value
+            whose[target.id] = whose.get(first(value))
+
+    for node in ast.walk(tree):
+        for target in node.targets if isinstance(node, ast.Assign) else ():
+            assign(target, node.value)
+        if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Subscript):
+            assign(node.target, node.value)
+    return found - {None}
+
+
+@pytest.mark.parametrize("module", [cpu, linear, norms, optim], ids=lambda m: m.__name__)
+def test_loops_mark_what_they_write_into(module):
+    "A plan relies on it."
+    for function in vars(module).values():
+        if isinstance(function, numba.core.dispatcher.Dispatcher):
+            assert written(function) <= {*function.py_func.__annotations__}, function
+
+
 def side_by_side(arrays, draw):
     "Copies of `arrays` that lie close to each other, in any order and at any distance."
     order, at, found = draw.permutation(len(arrays)), draw.integers(16), [None] * len(arrays)

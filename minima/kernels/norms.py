@@ -40,7 +40,7 @@ def _bits_of_row(i, dim, draw, words):
 
 
 @compiled()  # no product and sum in one, so that both ways make the same numbers
-def _fill(i, x, residual, bits, least, scale, out):
+def _fill(i, x, residual, bits, least, scale, out: OUT):
     "Row `i` of dropout(`x`) + `residual`, in `out`."
     row, zero, kept = x[i], out.dtype.type(0), out.dtype.type(scale)
     if least > 0:
