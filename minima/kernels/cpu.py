@@ -424,7 +424,7 @@ def cross_entropy(xp, logits, labels):
 
     def pull(g):
         d = xp.empty_like(logits)
-        _cross_entropy_back(logits, labels, sums, _plain(g, logits.dtype), d)
+        _cross_entropy_back(logits, labels, sums, xp.asarray(g, logits.dtype), d)
         return d
 
     return mean, pull
