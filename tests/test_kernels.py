@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -399,12 +400,12 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(monkeypatch):
     def without_a_place(function, cache=False, **how):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
-        return "compiled", function, how
+        return SimpleNamespace(function=function, how=how, _compile_for_args=None)
 
     monkeypatch.setattr(numba, "njit", without_a_place)
-    kind, function, how = cpu.compiled("contract")(len)
-    assert (kind, function) == ("compiled", len)
-    assert how == {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    loop = cpu.compiled("contract")(len)
+    assert loop.function is len
+    assert loop.how == {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
 @pytest.mark.parametrize("module, name", [(cpu, "_silu"), (linear, "_gelu"), (cpu, "_softmax")])
@@ -452,6 +453,44 @@ def test_no_loop_both_writes_and_adds_up(module):
             adds = any(isinstance(n, ast.AugAssign) and type(n.target) is ast.Name for n in nodes)
             allowed = function.targetoptions["fastmath"] or set()
             assert not (ast.Subscript in stores and adds and "reassoc" in allowed), function
+
+
+def written(function):
+    "The arguments into which `function` writes, by what its text assigns."
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function.py_func))).body
+    whose = {a.arg: a.arg for a in tree.args.args}  # names, and of which argument they are a part
+    found = set()
+
+    def first(node):
+        while isinstance(node, ast.Subscript | ast.Attribute | ast.Call):
+            node = node.func if isinstance(node, ast.Call) else node.value
+        return getattr(node, "id", None)
+
+    def assign(target, value):
+        if isinstance(target, ast.Tuple):
+            values = value.elts if isinstance(value, ast.Tuple) else [value] * len(target.elts)
+            for pair in zip(target.elts, values):
+                assign(*pair)
+        elif isinstance(target, ast.Subscript):
+            found.add(whose.get(first(target)))
+        elif isinstance(value, ast.Subscript | ast.Call | ast.IfExp):
+            value = value.orelse if isinstance(value, ast.IfExp) else value
+            whose[target.id] = whose.get(first(value))
+
+    for node in ast.walk(tree):
+        for target in node.targets if isinstance(node, ast.Assign) else ():
+            assign(target, node.value)
+        if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Subscript):
+            assign(node.target, node.value)
+    return found - {None}
+
+
+@pytest.mark.parametrize("module", [cpu, linear, norms, optim], ids=lambda m: m.__name__)
+def test_loops_mark_what_they_write_into(module):
+    "A plan relies on it."
+    for function in vars(module).values():
+        if isinstance(function, numba.core.dispatcher.Dispatcher):
+            assert written(function) <= {*function.py_func.__annotations__}, function
 
 
 def side_by_side(arrays, draw):

@@ -443,3 +443,13 @@ def test_the_command_line_says_the_same_with_it(capsys):
     text = capsys.readouterr().out
     half = len(text) // 2
     assert text[:half] == text[half:]
+
+
+def test_fused_it_learns_the_same_up_to_rounding():
+    plain, fused = make(capture=False), make(capture="fused")
+    plain.fit(), fused.fit()
+    for a, b in zip(plain.state.model.parameters(), fused.state.model.parameters()):
+        assert np.allclose(a.array, b.array, rtol=1e-3, atol=1e-5)
+    assert min(recordings(fused)) > 0
+    with pytest.raises(ValueError, match="capture is False, True or 'fused'; got 'loops'"):
+        make(capture="loops")

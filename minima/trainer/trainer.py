@@ -82,7 +82,7 @@ class Trainer:
         grad_accumulation=1,  # into how many parts to split each batch
         progress_bar=True,  # False for silence, "lines" for a line per epoch and no bar
         lint=True,  # whether to look for mistakes before and after the first step
-        capture=False,  # whether steps are recorded once and replayed: the same bits, faster
+        capture=False,  # True records steps once and replays them; or "fused": as compiled loops
         seed=None,  # for all draws from here on; the model's weights are made before
         device=None,  # where to train; by default where the model is
         save_folder=None,  # where checkpoints go; None for no checkpoints
