@@ -61,6 +61,7 @@ def _sgd(
 
 
 _sgd.kernel("cpu", "minima.kernels.optim")
+_sgd.kernel("cuda", "minima.kernels.cuda", compiled=False)
 
 # %% ../../nbs/33_optimizers.ipynb #0b992436
 @replaceable
@@ -103,6 +104,7 @@ def _adam(
 
 
 _adam.kernel("cpu", "minima.kernels.optim")
+_adam.kernel("cuda", "minima.kernels.cuda", compiled=False)
 
 # %% ../../nbs/33_optimizers.ipynb #32496ec3
 # ---- the books ----
