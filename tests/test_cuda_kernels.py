@@ -219,3 +219,155 @@ def test_masks_of_norms_are_those_of_the_cpu(launcher, cols):
     by_x, by_residual = pulls[0](g), pulls[1](g)
     keep = keep_mask(x.shape, 0.5, *map(int, DRAW))
     assert np.array_equal(by_x, np.where(keep, by_residual * 2, 0))
+
+
+# ---- softmax and cross-entropy ----
+
+
+def compare(name, arrays, settings, precision, g=None):
+    "Assert that the kernel called `name` agrees with its rule; returns all that it made."
+    rule = getattr(cuda.ops, name).rule
+    y, *pulls = getattr(cuda, name)(xp, *arrays, **settings)
+    expected, *rules = rule(np, *map(wide, arrays), **settings)
+    expected = np.asarray(expected)
+    assert y.dtype == arrays[0].dtype
+    close(y, expected, precision)
+    g = normal(np.random.default_rng(1), y.shape, y.dtype.name) if g is None else g
+    found = [y]
+    for a, pull, by_rule in zip(arrays, pulls, rules):
+        d, mine = np.asarray(by_rule(wide(g))), pull(g)
+        d = d.reshape(-1, *mine.shape).sum(axis=0) if d.shape != mine.shape else d
+        assert mine.shape == a.shape and mine.dtype == a.dtype
+        close(mine, d, precision * 4)
+        found.append(mine)
+    return found
+
+
+SHAPES = [(1, 1), (3, 7), (2, 3, 64), (70, 10), (2, 1000), (3, 513), (9, 4104), (16,)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax_and_its_logarithm(launcher, name, shape, dtype):
+    a = normal(np.random.default_rng(0), shape, dtype) * as_dtype(dtype).type(3)
+    compare(name, [a], {"axis": -1}, DTYPES[dtype])
+    assert len(launcher.names) == 2
+    compare(name, [off(a)], {"axis": a.ndim - 1}, DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (70, 10), (2, 1000), (3, 513), (5, 4104)])
+def test_cross_entropy(launcher, shape, dtype):
+    rng = np.random.default_rng(0)
+    x, labels = normal(rng, shape, dtype), rng.integers(0, shape[1], shape[0])
+    for a in (x, off(x)):
+        compare("cross_entropy", [a, labels], {}, DTYPES[dtype])
+    compare("cross_entropy", [x, labels.astype("int32")], {}, DTYPES[dtype])
+
+
+def test_a_label_that_is_no_class_is_read_nowhere(launcher):
+    x = np.zeros((3, 4), "float32")
+    for label in (-1, 4, 10**12):
+        loss, pull = cuda.cross_entropy(xp, x, np.array([0, label, 3]))
+        assert np.isnan(loss) and loss.shape == ()
+        assert np.isfinite(pull(np.array(1, "float32"))).all()
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_infinities_and_nan_go_where_the_rule_has_them(launcher, name):
+    a = np.random.default_rng(0).normal(size=(5, 12)).astype("float32")
+    a[0, 3], a[1, 2], a[2, 5], a[3] = -np.inf, np.nan, np.inf, -np.inf
+    for b in (a, off(a)):
+        with np.errstate(invalid="ignore"):
+            expected, _ = getattr(cuda.ops, name).rule(np, b)
+        found, _ = getattr(cuda, name)(xp, b)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+# ---- activations ----
+
+BENDS = [name for name in launches.BENDS if name]
+
+
+def run_bend(name, a, g):
+    how = {"approximate": "tanh"} if name == "gelu by tanh" else {}
+    return compare(name.partition(" ")[0], [a], how, DTYPES[a.dtype.name], g)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 3, 8), (1024,), (5, 1001), ()])
+@pytest.mark.parametrize("name", BENDS)
+def test_activations(launcher, name, shape, dtype):
+    rng = np.random.default_rng(0)
+    a, g = (normal(rng, shape, dtype) for _ in range(2))
+    run_bend(name, a, g)
+    run_bend(name, off(a), g)
+
+
+@pytest.mark.parametrize("name", BENDS)
+def test_activations_far_out(launcher, name):
+    a = np.array([-200, -90, -20, -6, -1e-3, 0, 1e-3, 6, 20, 90, 200], "float32")
+    run_bend(name, a, np.ones_like(a))
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(getattr(cuda, name.partition(" ")[0])(xp, a * np.nan)[0]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu", "sigmoid", "tanh"])
+@pytest.mark.parametrize(
+    "shape, bias", [((5, 3), (4,)), ((2, 5, 3), (1, 8)), ((70, 3), (257,)), ((3,), (4,))]
+)
+def test_linear(launcher, shape, bias, activation, dtype):
+    rng = np.random.default_rng(0)
+    shapes = shape, (shape[-1], bias[-1]), bias
+    arrays = [(rng.integers(-4, 5, s) / 2).astype(as_dtype(dtype)) for s in shapes]  # exact sums
+    compare("linear", arrays, {"activation": activation}, DTYPES[dtype] * 2)
+    assert len(launcher.names) == 3  # one forward, two backward, whoever asks
+
+
+# ---- steps of optimizers ----
+
+
+def steps(kind, read, start, gradients, amsgrad=False, as_arrays=False, **settings):
+    "The parameter and all that is remembered after a step for each of `gradients`."
+    p = start.copy()
+    m, v, largest = (np.zeros_like(p) for _ in range(3))
+    lr = np.array(0.05) if as_arrays else 0.05
+    for t, g in enumerate(gradients, 1):
+        if kind == "adam":
+            settings["largest"] = largest if amsgrad else None
+            read(p, g, m, v, np.array(t) if as_arrays else t, lr=lr, **settings)
+        else:
+            read(p, g, m if settings.get("momentum") else None, t == 1, lr=lr, **settings)
+    return p, m, v, largest
+
+
+ADAM = [{}, {"weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled": True}, {"amsgrad": True},
+        {"maximize": True, "eps": 0.1, "betas": (0.5, 0.9)}, {"as_arrays": True}]  # fmt: skip
+SGD = [{}, {"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.25, "weight_decay": 0.1},
+       {"momentum": 0.9, "nesterov": True}, {"maximize": True, "weight_decay": 0.1},
+       {"as_arrays": True}]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 64, 1003])
+@pytest.mark.parametrize("kind, settings", [("adam", s) for s in ADAM] + [("sgd", s) for s in SGD])
+def test_steps(launcher, kind, settings, size, dtype):
+    rng = np.random.default_rng(0)
+    start, *gradients = normal(rng, (4, size), dtype)
+    read = {"adam": cuda.adam, "sgd": cuda.sgd}[kind]
+    rule = {"adam": cuda._adam.rule, "sgd": cuda._sgd.rule}[kind]
+    found = steps(kind, read, start, gradients, **settings)
+    expected = steps(kind, rule, wide(start), map(wide, gradients), **settings)
+    for mine, theirs in zip(found, expected, strict=True):
+        close(mine, theirs, DTYPES[dtype] * 4)
+    if size == 64:
+        for mine, again in zip(found, steps(kind, read, off(start), gradients, **settings)):
+            close(again, mine.astype("float64"), DTYPES[dtype])
+
+
+def test_what_cannot_be_changed_in_place_goes_by_the_rule(launcher):
+    p, g = np.ones((2, 4, 6), "float32")
+    cuda.sgd(p[:, ::2], g[:, ::2], None, True, lr=0.5)
+    assert p.tolist() == [[0.5, 1] * 3] * 4 and not launcher.names

@@ -269,12 +269,13 @@ def linear(xp, x, weight, bias=None, *, activation=None):
     rows, inner, outer = prod(x.shape[:-1]), *weight.shape
     flat = x.reshape(rows, inner)
     row = _plain(bias, x.dtype).reshape(outer)
-    y, pull = _bent(activation, _plain(xp.matmul(flat, weight), x.dtype), row)
+    product = lambda a, b: _plain(xp.matmul(a, b), x.dtype)
+    y, pull = _bent(activation, product(flat, weight), row)
     back = asked_once(pull)
     return (
         y.reshape(*x.shape[:-1], outer),
-        lambda g: xp.matmul(back(g)[0], weight.T).reshape(x.shape),
-        lambda g: xp.matmul(flat.T, back(g)[0]),
+        lambda g: product(back(g)[0], weight.T).reshape(x.shape),
+        lambda g: product(flat.T, back(g)[0]),
         lambda g: back(g)[1].reshape(bias.shape),
     )
 
