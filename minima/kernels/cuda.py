@@ -106,7 +106,7 @@ def _forward(x, residual, weight, bias, drop, eps, z):
     weight, bias = (a if a is None else _plain(a, x.dtype) for a in (weight, bias))
     n = width(dtype, cols, map(address, (x, residual, weight, bias, z, y)))
     shape = launches.norm_forward(dtype, rows, cols, n)
-    size = np.int64(rows), np.int32(cols)
+    size = np.int32(rows), np.int32(cols)
     how = *_drop(drop), np.float32(eps), *size
     launch(shape, x, residual, weight, bias, *how, z, y, mean, factor)
     return y, mean, factor
@@ -122,7 +122,7 @@ def _backward(g, h, x, residual, weight, drop, mean, factor, z):
     n = width(dtype, cols, map(address, (g, h, x, residual, weight, dx, dz)))
     shape = launches.norm_backward(dtype, rows, cols, n, processors())
     parts, affine = xp.empty((shape.grid[0], 2, cols), "float32"), xp.empty((2, cols), x.dtype)
-    how = *_drop(drop), np.int32(is_sum), mean, factor, np.int64(rows), np.int32(cols)
+    how = *_drop(drop), np.int32(is_sum), mean, factor, np.int32(rows), np.int32(cols)
     launch(shape, g, h, x, residual, weight, *how, dx, dz, parts)
     _add_parts(parts, affine)
     return dx, dx if dz is None else dz, affine[0], affine[1]

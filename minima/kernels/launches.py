@@ -44,7 +44,7 @@ BENDS = {
     "gelu": "Gelu",
     "gelu by tanh": "GeluByTanh",
 }
-HELD = (1, 8), (1, 16), (2, 16), (4, 16), (8, 16), (16, 16)  # warps a row, numbers a thread
+HELD = (8,), (16,)  # how many numbers of a row a thread may hold in registers
 _ONE_OR_PACK = (1,), ("pack",)
 _BENT = [(bend, n) for bend in BENDS.values() for n in (1, "pack")]
 _LOG_OR_NOT = [(n, log) for n in (1, "pack") for log in ("false", "true")]
@@ -149,8 +149,9 @@ def width(
 
 
 def _held(cols):
-    "The warps for a row of `cols`, and the numbers for a thread, that can hold it; None if none."
-    return next((held for held in HELD if cols <= 32 * held[0] * held[1]), None)
+    "Numbers for a thread, and warps, to hold a row of `cols` in registers; None if it is too long."
+    plans = [(8, 1), *((16, warps) for warps in (1, 2, 4, 8, 16))]
+    return next(((held, warps) for held, warps in plans if cols <= 32 * warps * held), None)
 
 
 def _warps(cols, n):
@@ -164,9 +165,9 @@ def norm_forward(dtype, rows, cols, n) -> Shape:
     if held is None:
         warps = _warps(cols, 1)
         return Shape(instance("norm_forward_any", dtype), (rows,), (32 * warps, 1), 8 * warps)
-    warps, together = held[0], max(1, 4 // held[0])
+    (numbers, warps), together = held, max(1, 4 // held[1])
     block = 32 * warps, together
-    name = instance("norm_forward", dtype, *held)
+    name = instance("norm_forward", dtype, numbers)
     return Shape(name, (_over(rows, together),), block, 8 * warps * together)
 
 
@@ -183,10 +184,10 @@ def norm_backward(
         warps = _warps(cols, 1)
         name, grid = instance("norm_backward_any", dtype), (min(rows, 2 * processors),)
         return Shape(name, grid, (32 * warps, 1), 8 * warps)
-    warps, together = held[0], max(1, 8 // held[0])
+    (numbers, warps), together = held, max(1, 8 // held[1])
     blocks = min(_over(rows, together), processors * (2 if warps < 16 else 1))
     shared = max(8 * warps * together, 8 * cols if together > 1 else 0)
-    name = instance("norm_backward", dtype, *held)
+    name = instance("norm_backward", dtype, numbers)
     return Shape(name, (blocks,), (32 * warps, together), shared)
 
 

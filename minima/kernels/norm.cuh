@@ -4,29 +4,31 @@
 // residual, weight, bias, z, h, dz and partial may be null. `mean` and `factor` have one float a row.
 #include "common.cuh"
 
-// WARPS warps share a row; each thread holds HELD of its numbers in registers, in packs.
-template <class T, int WARPS, int HELD>
-__global__ void __launch_bounds__(WARPS < 4 ? 128 : WARPS * 32) norm_forward(
+// blockDim.x threads share a row; each holds HELD of its numbers in registers, in packs.
+template <class T, int HELD>
+__global__ void __launch_bounds__(512) norm_forward(
     const T* x, const T* residual, const T* weight, const T* bias,
     const unsigned long long* draw, unsigned threshold, float scale, float eps,
-    long long rows, int cols, T* z, T* y, float* mean, float* factor) {
-  constexpr int N = 16 / sizeof(T), PACKS = HELD / N, STRIDE = WARPS * 32 * N;
+    int rows, int cols, T* z, T* y, float* mean, float* factor) {
+  constexpr int N = 16 / sizeof(T), PACKS = HELD / N;
   extern __shared__ float shared[];
   Drop drop = {draw, threshold, scale};
-  long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y, start = row * cols;
+  int warps = blockDim.x / 32, stride = blockDim.x * N;
+  int row = blockIdx.x * blockDim.y + threadIdx.y;
+  long long start = (long long)row * cols;
   int width = row < rows ? cols : 0;  // threads without a row still come to the barriers
 
   Pack<T, N> a[PACKS], b[PACKS];
 #pragma unroll
   for (int i = 0; i < PACKS; i++) {  // all loads first, so that they are under way together
-    int col = threadIdx.x * N + i * STRIDE;
+    int col = threadIdx.x * N + i * stride;
     if (col >= width) continue;
     a[i] = load<N>(x + start + col), b[i] = load_or<N>(0, residual, start + col);
   }
   float v[PACKS][N], sum = 0;
 #pragma unroll
   for (int i = 0; i < PACKS; i++) {
-    int col = threadIdx.x * N + i * STRIDE;
+    int col = threadIdx.x * N + i * stride;
     if (col >= width) continue;
     unsigned bits = kept<N>(drop, start + col);
     Pack<T, N> out;
@@ -40,21 +42,21 @@ __global__ void __launch_bounds__(WARPS < 4 ? 128 : WARPS * 32) norm_forward(
     if (z) store(z + start + col, out);
   }
 
-  float m = row_sum(sum, WARPS, shared) / cols;
+  float m = row_sum(sum, warps, shared) / cols;
   Two rest = {0, 0};  // what rounding left of the mean, and the squares
 #pragma unroll
   for (int i = 0; i < PACKS; i++)
-    if (threadIdx.x * N + i * STRIDE < width)
+    if (threadIdx.x * N + i * stride < width)
 #pragma unroll
       for (int j = 0; j < N; j++) rest = rest + Two{v[i][j] - m, (v[i][j] - m) * (v[i][j] - m)};
-  rest = row_sum(rest, WARPS, shared);
+  rest = row_sum(rest, warps, shared);
   float shift = rest.a / cols, f = 1 / sqrtf(fmaxf(rest.b / cols - shift * shift, 0) + eps);
   m += shift;
   if (threadIdx.x == 0 && width) mean[row] = m, factor[row] = f;
 
 #pragma unroll
   for (int i = 0; i < PACKS; i++) {
-    int col = threadIdx.x * N + i * STRIDE;
+    int col = threadIdx.x * N + i * stride;
     if (col >= width) continue;
     Pack<T, N> w = load_or<N>(1, weight, col), c = load_or<N>(0, bias, col), out;
 #pragma unroll
@@ -66,26 +68,27 @@ __global__ void __launch_bounds__(WARPS < 4 ? 128 : WARPS * 32) norm_forward(
 
 // The same walk back. With `is_sum`, `x` is z itself. A block takes many rows, and adds up its part
 // of the gradients of weight and bias: (gridDim.x, 2, cols) floats in `partial`.
-template <class T, int WARPS, int HELD>
-__global__ void __launch_bounds__(WARPS < 8 ? 256 : WARPS * 32, WARPS < 16 ? 2 : 1) norm_backward(
+template <class T, int HELD>
+__global__ void __launch_bounds__(512) norm_backward(
     const T* g, const T* h, const T* x, const T* residual, const T* weight,
     const unsigned long long* draw, unsigned threshold, float scale, int is_sum,
-    const float* mean, const float* factor, long long rows, int cols, T* dx, T* dz, float* partial) {
-  constexpr int N = 16 / sizeof(T), PACKS = HELD / N, STRIDE = WARPS * 32 * N;
+    const float* mean, const float* factor, int rows, int cols, T* dx, T* dz, float* partial) {
+  constexpr int N = 16 / sizeof(T), PACKS = HELD / N;
   extern __shared__ float shared[];
   Drop drop = {draw, threshold, scale};
+  int warps = blockDim.x / 32, stride = blockDim.x * N;
   float dw[PACKS][N] = {}, db[PACKS][N] = {};
 
-  for (long long first = (long long)blockIdx.x * blockDim.y; first < rows;
-       first += (long long)gridDim.x * blockDim.y) {
-    long long row = first + threadIdx.y, start = row * cols;
+  for (int first = blockIdx.x * blockDim.y; first < rows; first += gridDim.x * blockDim.y) {
+    int row = first + threadIdx.y;
+    long long start = (long long)row * cols;
     int width = row < rows ? cols : 0;
     float m = width ? mean[row] : 0, f = width ? factor[row] : 0;
     Pack<T, N> a[PACKS] = {}, up[PACKS] = {};
     unsigned bits = 0;
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
-      int col = threadIdx.x * N + i * STRIDE;
+      int col = threadIdx.x * N + i * stride;
       if (col >= width) continue;
       up[i] = load<N>(g + start + col), a[i] = load<N>(x + start + col);
       bits |= kept<N>(drop, start + col) << i * N;
@@ -94,7 +97,7 @@ __global__ void __launch_bounds__(WARPS < 8 ? 256 : WARPS * 32, WARPS < 16 ? 2 :
     Two sums = {0, 0};
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
-      int col = threadIdx.x * N + i * STRIDE;
+      int col = threadIdx.x * N + i * stride;
       if (col >= width) continue;
       Pack<T, N> w = load_or<N>(1, weight, col), b = load_or<N>(0, residual, start + col);
 #pragma unroll
@@ -108,10 +111,10 @@ __global__ void __launch_bounds__(WARPS < 8 ? 256 : WARPS * 32, WARPS < 16 ? 2 :
         db[i][j] += d;
       }
     }
-    sums = row_sum(sums, WARPS, shared);
+    sums = row_sum(sums, warps, shared);
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
-      int col = threadIdx.x * N + i * STRIDE;
+      int col = threadIdx.x * N + i * stride;
       if (col >= width) continue;
       Pack<T, N> other = load_or<N>(0, h, start + col), by_x, by_z;
 #pragma unroll
@@ -133,7 +136,7 @@ __global__ void __launch_bounds__(WARPS < 8 ? 256 : WARPS * 32, WARPS < 16 ? 2 :
     for (int i = 0; i < PACKS; i++)
 #pragma unroll
       for (int j = 0; j < N; j++) {
-        int col = threadIdx.x * N + i * STRIDE + j;
+        int col = threadIdx.x * N + i * stride + j;
         if (col >= cols || turn != threadIdx.y) continue;
         total[col] = turn ? total[col] + dw[i][j] : dw[i][j];
         total[cols + col] = turn ? total[cols + col] + db[i][j] : db[i][j];
@@ -151,10 +154,10 @@ template <class T>
 __global__ void norm_forward_any(
     const T* x, const T* residual, const T* weight, const T* bias,
     const unsigned long long* draw, unsigned threshold, float scale, float eps,
-    long long rows, int cols, T* z, T* y, float* mean, float* factor) {
+    int rows, int cols, T* z, T* y, float* mean, float* factor) {
   extern __shared__ float shared[];
   Drop drop = {draw, threshold, scale};
-  long long row = blockIdx.x, start = row * cols;
+  long long start = (long long)blockIdx.x * cols;
   int warps = blockDim.x / 32;
   auto total = [&](int col) {
     float v = dropped(wide(x[start + col]), kept<1>(drop, start + col), 0, drop);
@@ -177,7 +180,7 @@ __global__ void norm_forward_any(
   rest = row_sum(rest, warps, shared);
   float shift = rest.a / cols, f = 1 / sqrtf(fmaxf(rest.b / cols - shift * shift, 0) + eps);
   m += shift;
-  if (threadIdx.x == 0) mean[row] = m, factor[row] = f;
+  if (threadIdx.x == 0) mean[blockIdx.x] = m, factor[blockIdx.x] = f;
   for (int col = threadIdx.x; col < cols; col += blockDim.x) {
     float w = weight ? wide(weight[col]) : 1, c = bias ? wide(bias[col]) : 0;
     y[start + col] = narrow<T>((total(col) - m) * f * w + c);
@@ -188,14 +191,14 @@ template <class T>
 __global__ void norm_backward_any(
     const T* g, const T* h, const T* x, const T* residual, const T* weight,
     const unsigned long long* draw, unsigned threshold, float scale, int is_sum,
-    const float* mean, const float* factor, long long rows, int cols, T* dx, T* dz, float* partial) {
+    const float* mean, const float* factor, int rows, int cols, T* dx, T* dz, float* partial) {
   extern __shared__ float shared[];
   Drop drop = {draw, threshold, scale};
   int warps = blockDim.x / 32;
   if (partial) partial += (long long)blockIdx.x * 2 * cols;
 
-  for (long long row = blockIdx.x; row < rows; row += gridDim.x) {
-    long long start = row * cols;
+  for (int row = blockIdx.x; row < rows; row += gridDim.x) {
+    long long start = (long long)row * cols;
     float m = mean[row], f = factor[row];
     auto norm = [&](int col, unsigned bits) {
       float v = wide(x[start + col]);

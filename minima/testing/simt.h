@@ -4,6 +4,7 @@
 // Threads take turns at barriers and shuffles only, in one of five orders (enum Order): what comes
 // out must not depend on it. Shared memory begins as NaN, and has a guard behind its end.
 #pragma once
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -44,17 +45,18 @@ inline unsigned __umulhi(unsigned a, unsigned b) { return (uint64_t)a * b >> 32;
 
 // ---- the machine ----
 
-alignas(16) float shared[24576];  // what kernels declare as `extern __shared__ float shared[]`
+alignas(16) float shared[16384];  // what kernels declare as `extern __shared__ float shared[]`
 
 namespace simt {
 
 enum Order { UP, DOWN, RANDOM, FIRST_WARP_AHEAD, LAST_WARP_AHEAD };
 enum Waits { RUNS, AT_BLOCK, AT_WARP, DONE };
-constexpr uint32_t POISON = 0xffffffff, GUARD = 0x5ca1ab1e;
+constexpr uint32_t POISON = 0xffffffff, GUARD = 0x5ca1ab1e, GUARDS = 64;
 
 struct Fibre {
-  ucontext_t context;
-  std::vector<char> stack = std::vector<char>(64 << 10);
+  ucontext_t start;
+  jmp_buf place;  // where it goes on; jumps are quicker than switches of context
+  bool started;
   Waits waits;
   unsigned mask;  // of the lanes that it waits for
   int line;       // of the barrier where it waits
@@ -64,8 +66,9 @@ struct Fibre {
 struct {
   dim3 grid, block, block_index, thread_index;
   std::vector<Fibre> fibres;
+  std::vector<std::vector<char>> stacks;
   int now;  // which fibre runs
-  ucontext_t home;
+  jmp_buf home;
   void (*call)(void*);
   void* kernel;
   std::string error;
@@ -79,7 +82,7 @@ inline void fail(std::string what) {
 inline void wait(Waits waits, unsigned mask, int line) {
   Fibre& me = machine.fibres[machine.now];
   me.waits = waits, me.mask = mask, me.line = line;
-  swapcontext(&me.context, &machine.home);
+  if (!_setjmp(me.place)) _longjmp(machine.home, 1);
 }
 inline void begin() {
   machine.call(machine.kernel);
@@ -89,7 +92,11 @@ inline void resume(int i) {
   unsigned x = machine.block.x, y = machine.block.y;
   machine.now = i;
   machine.thread_index = {i % x, i / x % y, i / (x * y)};
-  swapcontext(&machine.home, &machine.fibres[i].context);
+  if (_setjmp(machine.home)) return;
+  Fibre& fibre = machine.fibres[i];
+  if (fibre.started) _longjmp(fibre.place, 1);
+  fibre.started = true;
+  setcontext(&fibre.start);
 }
 
 // The value of lane `from`, which must be one of those that `mask` waits for.
@@ -145,14 +152,15 @@ inline bool release_block() {
 inline void run_block(Order order, size_t bytes) {
   auto& fibres = machine.fibres;
   int n = fibres.size();
-  for (uint32_t i = 0; i < sizeof(shared) / 4; i++)
-    shared[i] = bits_to_float(4 * i < bytes ? POISON : GUARD);
+  size_t end = bytes / 4;
+  for (size_t i = 0; i < end + GUARDS; i++) shared[i] = bits_to_float(i < end ? POISON : GUARD);
+  auto stack = machine.stacks.begin();
   for (Fibre& fibre : fibres) {
-    fibre.waits = RUNS;
-    getcontext(&fibre.context);
-    fibre.context.uc_stack.ss_sp = fibre.stack.data();
-    fibre.context.uc_stack.ss_size = fibre.stack.size();
-    makecontext(&fibre.context, begin, 0);
+    fibre.waits = RUNS, fibre.started = false;
+    getcontext(&fibre.start);
+    fibre.start.uc_stack.ss_sp = stack->data();
+    fibre.start.uc_stack.ss_size = stack++->size();
+    makecontext(&fibre.start, begin, 0);
   }
   std::vector<int> turn(n);
   for (int i = 0; i < n; i++) turn[i] = order == DOWN || order == LAST_WARP_AHEAD ? n - 1 - i : i;
@@ -169,7 +177,7 @@ inline void run_block(Order order, size_t bytes) {
       if (fibres[i].waits == RUNS && (warp < 0 || i / 32 == warp)) resume(i);
     release_warps();
   } while (any_runs() || release_block());
-  for (uint32_t i = bytes / 4; i < sizeof(shared) / 4; i++)
+  for (size_t i = end; i < end + GUARDS; i++)
     if (float_to_bits(shared[i]) != GUARD) return fail("shared memory is written beyond its end");
 }
 
@@ -180,9 +188,10 @@ void run(void (*kernel)(A...), const unsigned* shape, size_t bytes, int order, v
   dim3 grid = {shape[0], shape[1], shape[2]}, block = {shape[3], shape[4], shape[5]};
   machine.grid = grid, machine.block = block, machine.error = "";
   machine.fibres.resize(block.x * block.y * block.z);
+  while (machine.stacks.size() < machine.fibres.size()) machine.stacks.emplace_back(64 << 10);
   machine.kernel = &call;
   machine.call = [](void* kernel) { (*static_cast<decltype(&call)>(kernel))(); };
-  if (bytes > sizeof(shared)) return fail("more shared memory than there is");
+  if (bytes / 4 + GUARDS > sizeof(shared) / 4) return fail("more shared memory than there is");
   for (unsigned z = 0; z < grid.z; z++)
     for (unsigned y = 0; y < grid.y; y++)
       for (unsigned x = 0; x < grid.x; x++) {
