@@ -1,14 +1,17 @@
 "Each CUDA kernel, without a GPU: run on the CPU beside its rule, and compiled for GPUs."
 
+import re
 from functools import cache
 
 import numpy as np
 import pytest
+from compile_kernels import ARCHITECTURES, compiled, compiler
 
 from minima.backend import numpy_backend
 from minima.kernels import cuda, launches
 from minima.operators.fused import _parts
 from minima.random import keep_mask
+from minima.tensors import _widened
 from minima.testing.emulator import ORDERS, Emulator, can_emulate
 
 xp = numpy_backend.xp
@@ -79,6 +82,36 @@ def off(a):
     return memory[1:].reshape(a.shape)
 
 
+# ---- which there are ----
+
+
+def test_the_kernels_are_found_where_operations_look_for_them():
+    names = "cross_entropy dropout_by_draw gelu linear log_softmax normalize relu sigmoid silu"
+    for name in (*names.split(), "softmax", "tanh"):
+        assert getattr(cuda.ops, name).readings.kernels.find("cuda") is getattr(cuda, name)
+    assert cuda.ops.dropout_add_layer_norm.readings.kernels.find("cuda")
+    assert cuda._adam.kernels.find("cuda") is cuda.adam
+    assert cuda._sgd.kernels.find("cuda") is cuda.sgd
+
+
+def test_kernels_get_halves_as_they_are(launcher):
+    a = np.ones((2, 8), "float16")
+    read = _widened(cuda.softmax, {a.dtype}, True)
+    assert read(xp, a)[0].dtype == "float16"
+    read(xp, a)[1](a)
+    assert launcher.names and all("__half" in name for name in launcher.names)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int64"])
+def test_what_kernels_do_not_know_goes_by_the_rule(launcher, dtype):
+    a = np.random.default_rng(0).normal(size=(3, 4)).astype(dtype)
+    y, pull = cuda.softmax(xp, a, axis=0)
+    np.testing.assert_allclose(y, cuda.ops.softmax.rule(np, wide(a), axis=0)[0], rtol=1e-5)
+    cuda.linear(xp, a.astype("float64"), a.T.astype("float64"), np.ones(3))
+    cuda.cross_entropy(xp, a.astype("float64"), np.array([0, 1, 2]))
+    assert not launcher.names
+
+
 # ---- norms ----
 
 
@@ -88,8 +121,7 @@ def norm_args(shape, dtype, given, p, seed=0):
     x, residual = normal(rng, (2, *shape), dtype)
     weight, bias = normal(rng, (2, shape[-1]), dtype)
     residual, weight, bias = (
-        a if name in given else None
-        for name, a in (("r", residual), ("w", weight), ("b", bias))
+        a if name in given else None for name, a in (("r", residual), ("w", weight), ("b", bias))
     )
     return x, residual, weight, bias, DRAW if p else None, p, 1e-5
 
@@ -372,3 +404,117 @@ def test_what_cannot_be_changed_in_place_goes_by_the_rule(launcher):
     p, g = np.ones((2, 4, 6), "float32")
     cuda.sgd(p[:, ::2], g[:, ::2], None, True, lr=0.5)
     assert p.tolist() == [[0.5, 1] * 3] * 4 and not launcher.names
+
+
+# ---- compiled for GPUs ----
+
+
+@pytest.mark.skipif(compiler() is None, reason="there is neither nvcc nor NVRTC: nothing compiles")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("file", launches.KERNELS)
+def test_all_instances_compile_and_fit_into_registers(file, architecture):
+    table = compiled(file, architecture)
+    assert {*table} == {*launches.instances(files=(file,))}
+    for name, facts in table.items():
+        assert facts.spilled == 0, f"{name} has too few registers"
+        assert facts.registers <= (128 if "backward<" in name else 80)
+        packed = re.search(r"norm_(for|back)ward<|, [48]\b", name)
+        assert bool(facts.packs) == bool(packed), f"{name} should move 16 bytes at a time"
+        if packed:  # cross-entropy also reads a single score, or a single cotangent
+            assert facts.halves <= ("cross_entropy" in name), f"{name} moves halves one by one"
+
+
+def test_no_word_is_used_that_only_some_compilers_know():
+    "NVRTC has no headers of C, and so none of their macros."
+    assert not re.search(r"INFINITY|NAN|HUGE_VAL|printf|assert|#include <c[^u]", launches.source())
+
+
+# ---- planted faults: each is noticed ----
+
+SUM = """
+template <class T> __global__ void sum_of(const T* x, int cols, float* sums) {
+  extern __shared__ float shared[];
+  for (int row = 0; row < 3; row++) {
+    float v = threadIdx.x < cols ? wide(x[row * cols + threadIdx.x]) : 0;
+    v = row_sum(v, blockDim.x / 32, shared);
+    if (threadIdx.x == 0) sums[row] = v;
+  }
+}
+"""
+MEET = "  if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = v;\n  __syncthreads();\n"
+PART = (
+    "  __syncthreads();  // or a quick warp would write the next sum where a slow one still reads\n"
+)
+FAULTS = {
+    "a barrier is missing": (MEET, MEET.replace("  __syncthreads();\n", ""), "race|not written"),
+    "a value is overwritten before it is read": (PART, "", "race"),
+    "a barrier for some": (PART, "  if (threadIdx.x < 50) __syncthreads();\n", "wait in vain"),
+    "a barrier in each branch": (
+        PART,
+        "  if (threadIdx.x < 32)\n    __syncthreads();\n  else\n    __syncthreads();\n",
+        "two different barriers",
+    ),
+    "a mask that is too short": ("0xffffffffu, v, mask", "0x0000ffffu, v, mask", "shuffle reads"),
+    "a lane that leaves early": (
+        "  v = warp_sum(v);\n",
+        "  if (threadIdx.x % 32 == 31) return v;\n  v = warp_sum(v);\n",
+        "in vain|barrier",
+    ),
+    "more shared memory than was asked for": (
+        "  V* room = reinterpret_cast<V*>(shared)",
+        "  V* room = reinterpret_cast<V*>(shared + 1)",
+        "beyond its end",
+    ),
+    "a write behind the end": ("sums[row] = v", "sums[row + 1] = v", "end of an array"),
+    "a write before the beginning": ("sums[row] = v", "sums[row - 1] = v", "end of an array"),
+    "a load that is not aligned": (
+        "float v = threadIdx.x < cols ?",
+        "float v = load<4>(x + 1).at[0]; v = threadIdx.x < cols ?",
+        "not aligned",
+    ),
+    "a read behind the end": ("x[row * cols + threadIdx.x]", "x[(row + 1) * cols]", "not written"),
+}
+
+
+@cache
+def faulty():
+    "The kernel without a fault, and with each; every one in a namespace, all compiled at once."
+    common = launches.source("norm").partition("// Layer norm")[0]
+    sources = {"": common + SUM}
+    for fault, (old, new, _) in FAULTS.items():
+        sources[fault] = sources[""].replace(old, new)
+        assert sources[fault] != sources[""]
+    spaces = {fault: f"fault_{i}" for i, fault in enumerate(sources)}
+    text = "".join(f"namespace {spaces[fault]} {{\n{sources[fault]}}}\n" for fault in sources)
+    text = text.replace("extern __shared__ float shared[];", "using ::shared;")  # from a namespace
+    names = {fault: f"{space}::sum_of<float>" for fault, space in spaces.items()}
+    return Emulator(text, [*names.values()]), names
+
+
+def sums_with(fault, orders=ORDERS):
+    "Check the sums of three rows."
+    emulator, names = faulty()
+    x, sums = np.random.default_rng(0).normal(size=(3, 70)).astype("float32") + 1, poisoned(3, "f4")
+    emulator.launch(names[fault], (1,), (96,), (x, np.int32(70), sums), 4 * 3, orders)
+    assert np.isfinite(sums).all(), "something was not written"
+    np.testing.assert_allclose(sums, x.sum(axis=1), rtol=1e-5)
+
+
+@pytest.mark.skipif(not can_emulate(), reason="there is no g++, so CUDA kernels cannot run here")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_noticed(fault):
+    with pytest.raises((RuntimeError, AssertionError), match=FAULTS[fault][2]):
+        sums_with(fault)
+
+
+@pytest.mark.skipif(not can_emulate(), reason="there is no g++, so CUDA kernels cannot run here")
+def test_what_only_one_order_notices():
+    "The sum is right, and five orders agree; a race hides from the first three."
+    sums_with("")
+    sums_with("a value is overwritten before it is read", ORDERS[:3])
+
+
+def test_what_does_not_compile_is_an_error():
+    if can_emulate():
+        with pytest.raises(RuntimeError, match="g\\+\\+ failed"):
+            Emulator("__global__ void f(", ["f"])

@@ -17,6 +17,9 @@ template <> INLINE float narrow<float>(float a) { return a; }
 template <> INLINE __half narrow<__half>(float a) { return __float2half(a); }
 template <> INLINE __nv_bfloat16 narrow<__nv_bfloat16>(float a) { return __float2bfloat16(a); }
 
+INLINE float infinity() { return __uint_as_float(0x7f800000); }
+INLINE float not_a_number() { return __uint_as_float(0x7fffffff); }
+
 // ---- packs: N numbers that lie side by side, and move in one instruction ----
 
 template <class T, int N> struct alignas(sizeof(T) * N) Pack { T at[N]; };

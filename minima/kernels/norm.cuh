@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(512) norm_backward(
       up[i] = load<N>(g + start + col), a[i] = load<N>(x + start + col);
       bits |= kept<N>(drop, start + col) << i * N;
     }
-    float n[PACKS][N], u[PACKS][N];
+    float n[PACKS][N];
     Two sums = {0, 0};
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
@@ -105,8 +105,8 @@ __global__ void __launch_bounds__(512) norm_backward(
         float v = wide(a[i].at[j]), d = wide(up[i].at[j]);
         if (!is_sum) v = dropped(v, bits, i * N + j, drop);
         n[i][j] = (v + wide(b.at[j]) - m) * f;
-        u[i][j] = d * wide(w.at[j]);
-        sums = sums + Two{u[i][j], u[i][j] * n[i][j]};
+        float u = d * wide(w.at[j]);
+        sums = sums + Two{u, u * n[i][j]};
         dw[i][j] += d * n[i][j];
         db[i][j] += d;
       }
@@ -116,10 +116,11 @@ __global__ void __launch_bounds__(512) norm_backward(
     for (int i = 0; i < PACKS; i++) {
       int col = threadIdx.x * N + i * stride;
       if (col >= width) continue;
-      Pack<T, N> other = load_or<N>(0, h, start + col), by_x, by_z;
+      Pack<T, N> w = load_or<N>(1, weight, col), c = load_or<N>(0, h, start + col), by_x, by_z;
 #pragma unroll
       for (int j = 0; j < N; j++) {
-        float d = (u[i][j] - sums.a / cols - n[i][j] * (sums.b / cols)) * f + wide(other.at[j]);
+        float u = wide(up[i].at[j]) * wide(w.at[j]);
+        float d = (u - sums.a / cols - n[i][j] * (sums.b / cols)) * f + wide(c.at[j]);
         by_z.at[j] = narrow<T>(d);
         by_x.at[j] = narrow<T>(dropped(d, bits, i * N + j, drop));
       }

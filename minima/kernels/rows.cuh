@@ -10,7 +10,7 @@ INLINE double from_lane(double v, int mask) { return __shfl_xor_sync(0xffffffffu
 
 // The largest of a row, and the sum of exp(x - largest).
 template <int N, class T> INLINE Two peak_and_sum(const T* x, int cols, float* shared) {
-  Most most = {-INFINITY};
+  Most most = {-infinity()};
   for (int col = threadIdx.x * N; col < cols; col += blockDim.x * N) {
     Pack<T, N> a = load<N>(x + col);
     for (int j = 0; j < N; j++) most = most + Most{wide(a.at[j])};
@@ -76,7 +76,7 @@ __global__ void cross_entropy_forward(
   if (threadIdx.x > 0) return;
   long long label = labels[row];
   bool known = 0 <= label && label < cols;
-  losses[row] = known ? logf(of.b) - (wide(x[label]) - of.a) : NAN;
+  losses[row] = known ? logf(of.b) - (wide(x[label]) - of.a) : not_a_number();
   log_sums[row] = of.a + logf(of.b);
 }
 
