@@ -20,26 +20,6 @@ DTYPES = {"float32": 3e-6, "float16": 6e-4, "bfloat16": 5e-3}  # with what relat
 DRAW = np.array([2**33 + 7, 2**35 + 1], "uint64")
 
 
-@cache
-def emulated(file):
-    "All kernels of a file, on the CPU."
-    return Emulator(launches.source(file), launches.instances(files=(file,)))
-
-
-class OnTheCPU:
-    "A launcher of kernels on the CPU, which keeps the names of what it launched."
-
-    def __init__(self):
-        self.orders, self.names = ORDERS[:1], []
-
-    def launch(self, name, grid, block, args, shared=0):
-        self.names.append(name)
-        emulated(launches.home(name)).launch(name, grid, block, args, shared, self.orders)
-
-    def processors(self):
-        return 3
-
-
 @pytest.fixture
 def launcher(monkeypatch):
     "Kernels run on the CPU, and what they do not write is NaN."
@@ -47,7 +27,7 @@ def launcher(monkeypatch):
         pytest.skip("there is no g++, so CUDA kernels cannot run on the CPU")
     monkeypatch.setattr(xp, "empty", poisoned)
     monkeypatch.setattr(xp, "empty_like", lambda a: poisoned(a.shape, a.dtype))
-    with launches.launching_by(OnTheCPU()) as launcher:
+    with launches.launching_by(launches.EmulatedLauncher()) as launcher:
         yield launcher
 
 
@@ -136,7 +116,7 @@ def compare_norm(args, wants_z, precision, seed=1):
     rng = np.random.default_rng(seed)
     g, h = (normal(rng, x.shape, x.dtype.name) for _ in range(2))
     h = h if wants_z else None
-    y, z, pulls = cuda.parts(xp, *args, wants_z)
+    y, z, pulls = cuda._norm_parts(xp, *args, wants_z)
     found = [y, z, *(pull(g, h) for pull in pulls)]
     y, z, pulls = _parts(np, *map(wide, args[:4]), *args[4:])
     expected = [y, z, *(pull(wide(g), wide(h)) for pull in pulls)]
@@ -248,7 +228,7 @@ def test_masks_are_those_of_the_cpu(launcher, shape, p, dtype):
 @pytest.mark.parametrize("cols", [8, 12, 13, 256, 2048, 9000])
 def test_masks_of_norms_are_those_of_the_cpu(launcher, cols):
     x, g = np.random.default_rng(0).normal(size=(2, 5, cols)).astype("float32")
-    _, _, pulls = cuda.parts(xp, x, x, None, None, DRAW, 0.5, 1e-5, False)
+    _, _, pulls = cuda._norm_parts(xp, x, x, None, None, DRAW, 0.5, 1e-5, False)
     by_x, by_residual = pulls[0](g), pulls[1](g)
     keep = keep_mask(x.shape, 0.5, *map(int, DRAW))
     assert np.array_equal(by_x, np.where(keep, by_residual * 2, 0))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TYPES', 'BENDS', 'HELD', 'KERNELS', 'pack', 'instance', 'instances', 'source', 'home', 'Shape', 'width',
            'norm_forward', 'norm_backward', 'add_parts', 'over_rows', 'mean_of', 'bend', 'flat', 'CuPyLauncher',
-           'launching_by', 'launch', 'processors', 'address']
+           'EmulatedLauncher', 'launching_by', 'launch', 'processors', 'address']
 
 # %% ../../nbs/83_launches.ipynb #b8035ca6
 __doc__ = """
@@ -15,7 +15,8 @@ The kernels are files of CUDA C++ beside this one, `*.cuh`; `source` returns the
 templates: `instances` lists all that is ever made of them. A *shape* is all that is decided
 before a launch: the instance, the grid, the block, and bytes of shared memory. The functions that
 decide need no GPU and no CuPy. `launch` hands a shape to the launcher of the day: CuPy's, which
-compiles an instance at its first use; or, within `launching_by`, somebody else's.
+compiles an instance at its first use; or, within `launching_by`, another, such as the one that runs
+kernels on the CPU.
 
 What always holds: how a sum is cut into parts depends on shapes and on the GPU, never on chance,
 so results repeat bit by bit.
@@ -30,6 +31,8 @@ from importlib.resources import files
 from typing import NamedTuple
 
 import numpy as np
+
+from ..testing.emulator import ORDERS, Emulator
 
 # %% ../../nbs/83_launches.ipynb #aba4ac3a
 # ---- which there are ----
@@ -258,6 +261,31 @@ class CuPyLauncher:
         import cupy
 
         return cupy.cuda.Device().attributes["MultiProcessorCount"]
+
+
+@cache
+def _emulated(file):
+    "All instances of the kernels in a file, on the CPU."
+    return Emulator(source(file), instances(files=(file,)))
+
+
+class EmulatedLauncher:
+    "Runs kernels on the CPU, arrays being NumPy's. A file is compiled when it is first wanted."
+
+    def __init__(
+        self,
+        orders=ORDERS[:1],  # in which orders threads take turns
+    ):
+        self.orders, self.names = orders, []  # the names of all that was launched
+
+    def launch(self, name, grid, block, args, shared=0):
+        "Run a kernel in all orders. Raises RuntimeError for what a kernel must not do."
+        self.names.append(name)
+        _emulated(home(name)).launch(name, grid, block, args, shared, self.orders)
+
+    def processors(self):
+        "How many multiprocessors the GPU has that is emulated: it is small."
+        return 3
 
 
 _launcher = CuPyLauncher()
