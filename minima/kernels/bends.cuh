@@ -24,7 +24,10 @@ struct Tanh {
 };
 struct Silu {
   INLINE static float value(float a) { return a * Sigmoid::value(a); }
-  INLINE static float slope(float a) { return Sigmoid::value(a) * (1 + a * (1 - Sigmoid::value(a))); }
+  INLINE static float slope(float a) {
+    float s = Sigmoid::value(a);
+    return s * (1 + a * (1 - s));
+  }
 };
 struct Gelu {
   INLINE static float cdf(float a) { return erfcf(a * -0.707106781f) / 2; }
@@ -91,7 +94,7 @@ __global__ void bend_backward(
 
 template <class T, int N>
 __global__ void dropout(
-    const T* x, const unsigned long long* draw, unsigned threshold, float scale, long long size, T* y) {
+    const T* x, const Word64* draw, unsigned threshold, float scale, long long size, T* y) {
   Drop drop = {draw, threshold, scale};
   long long first = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * N;
   if (first >= size) return;

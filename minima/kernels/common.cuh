@@ -10,7 +10,9 @@
 
 INLINE float wide(float a) { return a; }
 INLINE float wide(__half a) { return __half2float(a); }
-INLINE float wide(__nv_bfloat16 a) { return __uint_as_float((unsigned)__bfloat16_as_ushort(a) << 16); }
+INLINE float wide(__nv_bfloat16 a) {  // which is the upper half of a float
+  return __uint_as_float((unsigned)__bfloat16_as_ushort(a) << 16);
+}
 
 template <class T> INLINE T narrow(float a);
 template <> INLINE float narrow<float>(float a) { return a; }
@@ -69,7 +71,9 @@ template <class V> INLINE V row_sum(V v, int warps, float* shared) {
 
 struct Words { unsigned x, y, z, w; };
 
-INLINE Words philox(unsigned long long counter, unsigned long long offset, unsigned long long seed) {
+typedef unsigned long long Word64;
+
+INLINE Words philox(Word64 counter, Word64 offset, Word64 seed) {
   unsigned c0 = counter, c1 = counter >> 32, c2 = offset, c3 = offset >> 32;
   unsigned k0 = seed, k1 = seed >> 32;
 #pragma unroll
@@ -85,16 +89,16 @@ INLINE Words philox(unsigned long long counter, unsigned long long offset, unsig
 
 // What is dropped: where the 16 bits of an element are less than `threshold`, which is 65536 p.
 struct Drop {
-  const unsigned long long* draw;  // the seed and the offset, in device memory
+  const Word64* draw;  // the seed and the offset, in device memory
   unsigned threshold;
   float scale;  // 1 / (1 - p)
 };
 
 // Bit j says whether element `first` + j is kept, for N elements of one block of 8.
-template <int N> INLINE unsigned kept(Drop drop, unsigned long long first) {
+template <int N> INLINE unsigned kept(Drop drop, Word64 first) {
   if (drop.threshold == 0) return (1u << N) - 1;
   Words words = philox(first / 8, drop.draw[1], drop.draw[0]);
-  unsigned long long low = words.y, high = words.w;
+  Word64 low = words.y, high = words.w;
   low = low << 32 | words.x, high = high << 32 | words.z;
   unsigned bits = 0;
 #pragma unroll

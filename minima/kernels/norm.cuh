@@ -1,14 +1,14 @@
 // Layer norm of dropout(x) + residual, over rows; forward, and backward for all gradients at once.
 //
 // x, residual, g (what y received), h (what z received), y, z, dx and dz are matrices (rows, cols).
-// residual, weight, bias, z, h, dz and partial may be null. `mean` and `factor` have one float a row.
+// residual, weight, bias, z, h, dz and partial may be null. `mean` and `factor` have a float a row.
 #include "common.cuh"
 
 // blockDim.x threads share a row; each holds HELD of its numbers in registers, in packs.
 template <class T, int HELD>
 __global__ void __launch_bounds__(512) norm_forward(
     const T* x, const T* residual, const T* weight, const T* bias,
-    const unsigned long long* draw, unsigned threshold, float scale, float eps,
+    const Word64* draw, unsigned threshold, float scale, float eps,
     int rows, int cols, T* z, T* y, float* mean, float* factor) {
   constexpr int N = 16 / sizeof(T), PACKS = HELD / N;
   extern __shared__ float shared[];
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(512) norm_forward(
 template <class T, int HELD>
 __global__ void __launch_bounds__(512) norm_backward(
     const T* g, const T* h, const T* x, const T* residual, const T* weight,
-    const unsigned long long* draw, unsigned threshold, float scale, int is_sum,
+    const Word64* draw, unsigned threshold, float scale, int is_sum,
     const float* mean, const float* factor, int rows, int cols, T* dx, T* dz, float* partial) {
   constexpr int N = 16 / sizeof(T), PACKS = HELD / N;
   extern __shared__ float shared[];
@@ -149,12 +149,12 @@ __global__ void __launch_bounds__(512) norm_backward(
     partial[i] = total[i];
 }
 
-// ---- any width, anywhere in memory: a block takes a row, and reads it again where it needs it ----
+// ---- any width, anywhere in memory: a block takes a row, and reads it where it needs it ----
 
 template <class T>
 __global__ void norm_forward_any(
     const T* x, const T* residual, const T* weight, const T* bias,
-    const unsigned long long* draw, unsigned threshold, float scale, float eps,
+    const Word64* draw, unsigned threshold, float scale, float eps,
     int rows, int cols, T* z, T* y, float* mean, float* factor) {
   extern __shared__ float shared[];
   Drop drop = {draw, threshold, scale};
@@ -191,7 +191,7 @@ __global__ void norm_forward_any(
 template <class T>
 __global__ void norm_backward_any(
     const T* g, const T* h, const T* x, const T* residual, const T* weight,
-    const unsigned long long* draw, unsigned threshold, float scale, int is_sum,
+    const Word64* draw, unsigned threshold, float scale, int is_sum,
     const float* mean, const float* factor, int rows, int cols, T* dx, T* dz, float* partial) {
   extern __shared__ float shared[];
   Drop drop = {draw, threshold, scale};
@@ -230,7 +230,7 @@ __global__ void norm_backward_any(
   }
 }
 
-// ---- the second stage of sums over rows: 32 columns a block, whose rows of threads share the parts ----
+// ---- the second stage of sums over rows: 32 columns a block, 32 threads a column ----
 
 template <class T>
 __global__ void add_parts(const float* partial, int parts, int cols, T* sums) {

@@ -82,8 +82,8 @@ __global__ void cross_entropy_forward(
 
 template <class T, int N>
 __global__ void cross_entropy_backward(
-    const T* x, const long long* labels, const float* log_sums, const T* g, long long rows, int cols,
-    T* d) {
+    const T* x, const long long* labels, const float* log_sums, const T* g, long long rows,
+    int cols, T* d) {
   long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
   if (row >= rows) return;
   x += row * cols, d += row * cols;

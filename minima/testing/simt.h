@@ -108,7 +108,8 @@ template <class V> V shuffle(unsigned mask, V value, int from) {
   memset(&value, 0xff, sizeof(V));
   bool present = mask >> from & 1 && mask >> (me - first) & 1;
   present = present && first + from < (int)machine.fibres.size();
-  if (!present) fail("a shuffle reads lane " + std::to_string(from) + ", which its mask leaves out,");
+  std::string lane = std::to_string(from);
+  if (!present) fail("a shuffle reads lane " + lane + ", which its mask leaves out,");
   if (present) memcpy(&value, machine.fibres[first + from].mail, sizeof(V));
   wait(AT_WARP, mask, 0);  // nobody offers the next value before all have read this one
   return value;
