@@ -9,6 +9,7 @@ from compile_kernels import ARCHITECTURES, compiled, compiler
 
 from minima.backend import numpy_backend
 from minima.kernels import cuda, launches
+from minima.operators import fused
 from minima.operators.fused import _parts
 from minima.random import keep_mask
 from minima.tensors import _widened
@@ -80,6 +81,11 @@ def test_kernels_get_halves_as_they_are(launcher):
     assert read(xp, a)[0].dtype == "float16"
     read(xp, a)[1](a)
     assert launcher.names and all("__half" in name for name in launcher.names)
+    norms = cuda.ops.dropout_add_layer_norm, fused._norm_and_sum, cuda.ops.normalize
+    for op in norms:
+        assert op.readings.kernels.find("cuda").takes_halves
+    y, *_ = cuda.normalize(xp, a, axis=0, eps=1e-5)  # which goes by the rule
+    assert y.dtype == "float32"
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", "int64"])

@@ -63,7 +63,7 @@ __global__ void bend_forward(const T* a, const T* bias, long long rows, long lon
 template <class T, class Bend, int N>
 __global__ void bend_backward(
     const T* a, const T* bias, const T* g, long long rows, long long cols, T* d, float* partial) {
-  extern __shared__ float shared[];
+  extern __shared__ __align__(16) float shared[];
   long long col = ((long long)blockIdx.x * blockDim.x + threadIdx.x) * N;
   float sum[N] = {};
   if (col < cols) {

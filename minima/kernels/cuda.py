@@ -134,8 +134,10 @@ def _add_parts(parts, sums):
     launch(shape, parts, np.int32(len(parts)), np.int32(sums.size), sums)
 
 
-_norm_parts = register_parts(rows_parts(_forward, _backward, TYPES), "cuda")
-normalize = ops.normalize.kernel("cuda")(normalize_by(_norm_parts))
+_norm_parts = register_parts(rows_parts(_forward, _backward, TYPES), "cuda", takes_halves=True)
+_by_rule = _widened(ops.normalize.rule, _Halves(), True)
+normalize = ops.normalize.kernel("cuda")(normalize_by(_norm_parts, _by_rule))
+normalize.takes_halves = True
 
 # %% ../../nbs/86_kernels_cuda.ipynb #817bceca
 # ---- softmax and cross-entropy ----

@@ -246,8 +246,8 @@ class CuPyLauncher:
         "Start a kernel; it may end later."
         import cupy
 
-        device = next(a.device for a in args if hasattr(a, "data") and hasattr(a, "device"))
-        with cupy.cuda.Device(device):
+        device = next(a.device for a in args if isinstance(a, cupy.ndarray))
+        with device:
             _compiled(name)(grid, block, [self.as_argument(a) for a in args], shared_mem=shared)
 
     def as_argument(self, a):

@@ -11,7 +11,7 @@ __global__ void __launch_bounds__(512) norm_forward(
     const Word64* draw, unsigned threshold, float scale, float eps,
     int rows, int cols, T* z, T* y, float* mean, float* factor) {
   constexpr int N = 16 / sizeof(T), PACKS = HELD / N;
-  extern __shared__ float shared[];
+  extern __shared__ __align__(16) float shared[];
   Drop drop = {draw, threshold, scale};
   int warps = blockDim.x / 32, stride = blockDim.x * N;
   int row = blockIdx.x * blockDim.y + threadIdx.y;
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(512) norm_backward(
     const Word64* draw, unsigned threshold, float scale, int is_sum,
     const float* mean, const float* factor, int rows, int cols, T* dx, T* dz, float* partial) {
   constexpr int N = 16 / sizeof(T), PACKS = HELD / N;
-  extern __shared__ float shared[];
+  extern __shared__ __align__(16) float shared[];
   Drop drop = {draw, threshold, scale};
   int warps = blockDim.x / 32, stride = blockDim.x * N;
   float dw[PACKS][N] = {}, db[PACKS][N] = {};
@@ -156,7 +156,7 @@ __global__ void norm_forward_any(
     const T* x, const T* residual, const T* weight, const T* bias,
     const Word64* draw, unsigned threshold, float scale, float eps,
     int rows, int cols, T* z, T* y, float* mean, float* factor) {
-  extern __shared__ float shared[];
+  extern __shared__ __align__(16) float shared[];
   Drop drop = {draw, threshold, scale};
   long long start = (long long)blockIdx.x * cols;
   int warps = blockDim.x / 32;
@@ -193,7 +193,7 @@ __global__ void norm_backward_any(
     const T* g, const T* h, const T* x, const T* residual, const T* weight,
     const Word64* draw, unsigned threshold, float scale, int is_sum,
     const float* mean, const float* factor, int rows, int cols, T* dx, T* dz, float* partial) {
-  extern __shared__ float shared[];
+  extern __shared__ __align__(16) float shared[];
   Drop drop = {draw, threshold, scale};
   int warps = blockDim.x / 32;
   if (partial) partial += (long long)blockIdx.x * 2 * cols;
@@ -234,7 +234,7 @@ __global__ void norm_backward_any(
 
 template <class T>
 __global__ void add_parts(const float* partial, int parts, int cols, T* sums) {
-  extern __shared__ float shared[];
+  extern __shared__ __align__(16) float shared[];
   int col = blockIdx.x * 32 + threadIdx.x;
   float sum = 0;
   if (col < cols)

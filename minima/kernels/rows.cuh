@@ -26,7 +26,7 @@ template <int N, class T> INLINE Two peak_and_sum(const T* x, int cols, float* s
 
 template <class T, int N, bool LOG>
 __global__ void softmax_forward(const T* x, long long rows, int cols, T* y) {
-  extern __shared__ float shared[];
+  extern __shared__ __align__(16) float shared[];
   long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
   if (row >= rows) return;
   x += row * cols, y += row * cols;
@@ -44,7 +44,7 @@ __global__ void softmax_forward(const T* x, long long rows, int cols, T* y) {
 
 template <class T, int N, bool LOG>
 __global__ void softmax_backward(const T* y, const T* g, long long rows, int cols, T* d) {
-  extern __shared__ float shared[];
+  extern __shared__ __align__(16) float shared[];
   long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
   if (row >= rows) return;
   y += row * cols, g += row * cols, d += row * cols;
@@ -68,7 +68,7 @@ __global__ void softmax_backward(const T* y, const T* g, long long rows, int col
 template <class T, int N>
 __global__ void cross_entropy_forward(
     const T* x, const long long* labels, long long rows, int cols, float* losses, float* log_sums) {
-  extern __shared__ float shared[];
+  extern __shared__ __align__(16) float shared[];
   long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
   if (row >= rows) return;
   x += row * cols;
@@ -100,7 +100,7 @@ __global__ void cross_entropy_backward(
 
 // The second stage of a mean over rows, by one block.
 template <class T> __global__ void mean_of(const float* a, long long size, T* mean) {
-  extern __shared__ float shared[];
+  extern __shared__ __align__(16) float shared[];
   double sum = 0;
   for (long long i = threadIdx.x; i < size; i += blockDim.x) sum += a[i];
   sum = row_sum(sum, blockDim.x / 32, shared);

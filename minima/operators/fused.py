@@ -32,6 +32,7 @@ from ..backend import backend_of
 from .products import dropout, normalize
 from .shapes import moving
 from ..random import _LOW, keep_mask, philox
+from ..tensors import _wide
 
 # %% ../../nbs/11_fused.ipynb #4577be5a
 # ---- chance as data ----
@@ -204,7 +205,9 @@ def rows_parts(
 
     def parts(library, x, residual, weight, bias, draw, p, eps, wants_z):
         if not _fits(x, residual, weight, bias, dtypes):
-            return _parts(library, x, residual, weight, bias, draw, p, eps)
+            narrow = backend_of(x).narrow
+            arrays = [_wide(a, library, narrow) for a in (x, residual, weight, bias)]
+            return _parts(library, *arrays, draw, p, eps)
         shape, dim, dtype, own = x.shape, x.shape[-1], x.dtype, backend_of(x).xp
         drop = None if draw is None or p == 0 else (p, own.asarray(draw, dtype="uint64"))
         x, residual = _like_rows(x, dim, dtype), _like_rows(residual, dim, dtype)
@@ -231,6 +234,7 @@ def rows_parts(
 def register_parts(
     parts,  # what `rows_parts` returned
     backend="cpu",  # the name of a backend
+    takes_halves=False,  # whether it wants halves as they are, not as `float32`
 ):
     "Let the operation and its twin with two values be read by `parts` on that backend."
 
@@ -243,6 +247,7 @@ def register_parts(
     def both(xp, x, residual=None, weight=None, bias=None, draw=None, *, p, eps, gate):
         return gate.open(xp, *parts(xp, x, residual, weight, bias, draw, p, eps, True))
 
+    norm.takes_halves = both.takes_halves = takes_halves
     return parts
 
 
@@ -253,6 +258,7 @@ def _shaped(a, shape):
 
 def normalize_by(
     parts,  # what `rows_parts` returned
+    rule=normalize.rule,  # what computes the norm over other axes
 ):
     "The kernel of `normalize` that uses `parts` where the axes are the last."
 
@@ -265,7 +271,7 @@ def normalize_by(
         last = axes and min(axes) == x.ndim - len(axes) and x.size
         affine = weight, bias
         if not last or any(t is not None and getattr(t, "shape", ()) != sizes for t in affine):
-            return normalize.rule(xp, x, weight, bias, axis=axis, eps=eps)
+            return rule(xp, x, weight, bias, axis=axis, eps=eps)
         shape, row = (*x.shape[: x.ndim - len(axes)], prod(sizes)), (prod(sizes),)
         args = _shaped(x, shape), None, _shaped(weight, row), _shaped(bias, row), None
         y, _, (by_x, _, by_weight, by_bias) = parts(xp, *args, 0.0, eps, False)
