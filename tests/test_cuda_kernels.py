@@ -2,12 +2,15 @@
 
 import re
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from compile_kernels import ARCHITECTURES, compiled, compiler
 
-from minima.backend import numpy_backend
+import minima as mi
+from minima import backend, nn
+from minima.backend import Backend, numpy_backend
 from minima.kernels import cuda, launches
 from minima.operators import fused
 from minima.operators.fused import _parts
@@ -390,6 +393,78 @@ def test_what_cannot_be_changed_in_place_goes_by_the_rule(launcher):
     p, g = np.ones((2, 4, 6), "float32")
     cuda.sgd(p[:, ::2], g[:, ::2], None, True, lr=0.5)
     assert p.tolist() == [[0.5, 1] * 3] * 4 and not launcher.names
+
+
+# ---- all together ----
+
+
+class GPUArray(np.ndarray):
+    "An array that passes for one on a GPU."
+
+
+class EmulatedGPU(Backend):
+    "A backend with NumPy's functions, whose kernels are those for GPUs."
+
+    narrow = numpy_backend.narrow
+
+    def asarray(self, data, dtype=None, index=0):
+        return np.array(data, dtype=dtype).view(GPUArray)
+
+    def to_numpy(self, array):
+        return array.view(np.ndarray)
+
+
+def on_a_gpu(name):
+    "A function of NumPy's whose result is on the GPU."
+    return lambda *args, **how: np.asarray(getattr(xp, name)(*args, **how)).view(GPUArray)
+
+
+@pytest.fixture
+def gpu(launcher, monkeypatch):
+    "A backend called `cuda`, and the launcher of its kernels."
+    makers = "arange array asarray astype empty empty_like matmul ones_like zeros zeros_like"
+    made = {name: on_a_gpu(name) for name in makers.split()}
+    library = SimpleNamespace(**vars(xp) | made)
+    gpu = EmulatedGPU("cuda", library, GPUArray)
+    monkeypatch.setitem(backend._by_name, "cuda", gpu)
+    monkeypatch.setitem(backend._by_type, GPUArray, gpu)
+    return launcher
+
+
+def trained(device, dtype, optimizer):
+    "The parameters of a model after three steps."
+    mi.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(16, 32), nn.GELU(), nn.FusedDropoutLayerNorm(32, 0.25), nn.Dropout(0.25),
+        nn.Linear(32, 8), nn.ReLU(), nn.LayerNorm(8), nn.Linear(8, 4),
+    )  # fmt: skip
+    model.to(dtype).to(device)
+    optimizer = optimizer(model.parameters(), lr=0.01)
+    rng = np.random.default_rng(0)
+    x = mi.Tensor(rng.normal(size=(12, 16)).astype(dtype), device=device)
+    labels = mi.Tensor(np.arange(12) % 4, device=device)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+    return [p.detach().numpy() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("optimizer", [mi.optim.AdamW, mi.optim.SGD])
+def test_a_model_learns_with_kernels_for_gpus_as_on_the_cpu(gpu, optimizer):
+    found, expected = (trained(device, "float32", optimizer) for device in ("cuda", "cpu"))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    kinds = {name.partition("<")[0] for name in gpu.names}
+    assert kinds >= {"bend_backward", "norm_backward", "cross_entropy_backward", "dropout"}
+
+
+def test_a_model_of_halves_goes_through_kernels_of_halves(gpu):
+    found, expected = (trained("cuda", dtype, mi.optim.SGD) for dtype in ("float16", "float32"))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == "float16"
+        np.testing.assert_allclose(a, b, atol=3e-3)
+    assert any("norm_backward<__half" in name for name in gpu.names)
 
 
 # ---- compiled for GPUs ----
