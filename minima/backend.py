@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['numpy_backend', 'as_dtype', 'is_floating', 'get_default_dtype', 'set_default_dtype', 'Backend', 'register',
-           'get_backend', 'backend_of', 'Kernels', 'replaceable', 'kernels_off', 'Device', 'cpu', 'cuda']
+           'get_backend', 'backend_of', 'Kernels', 'replaceable', 'kernels_off', 'Device', 'cpu', 'cuda', 'received_by']
 
 # %% ../nbs/00_backend.ipynb #2b20101f
 __doc__ = """
@@ -26,6 +26,7 @@ What is left out: no unified memory, no implicit transfers. An array moves when 
 import os
 import warnings
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from importlib import import_module
 from itertools import accumulate
@@ -132,6 +133,15 @@ class Backend:
     def kernel(self, kernels):
         "What computes in place of a rule here: one of the rule's `kernels`, or None."
         return kernels.find(self.name)
+
+    def ask(self, function, like, *arrays, **settings):
+        "What `function` of NumPy's arrays makes of `arrays`, as an array where `like` is."
+        found = function(*map(self.to_numpy, arrays), **settings)
+        return self.device_of(like).put(found)
+
+    def look(self, function, *arrays):
+        "Let `function` look at `arrays`, to raise an error if something is wrong with them."
+        function(*arrays)
 
     def check_indices(self, array, size):
         "Raise IndexError unless all of `array` is in [0, size); may skip it where reading is slow."
@@ -270,13 +280,12 @@ def _find(array_type):
 # %% ../nbs/00_backend.ipynb #121f829c
 # ---- kernels ----
 
-_compiled = os.environ.get("MINIMA_NUMBA", "1") != "0"  # whether there shall be compiled kernels
-
 
 class Kernels:
     "The kernels of one function: by the name of a backend, what is called there in its place."
 
     on = os.environ.get("MINIMA_KERNELS", "1") != "0"  # whether kernels are used
+    compiled = os.environ.get("MINIMA_NUMBA", "1") != "0"  # whether there shall be compiled ones
     watchers = []  # what is called when that changes
 
     def __init__(self):
@@ -290,7 +299,7 @@ class Kernels:
     ):
         "A decorator for the kernel on `backend`; or, with `home`, a note where it will be found."
         if home is not None:
-            self.homes.setdefault(backend, []).extend([home] * (_compiled or not compiled))
+            self.homes.setdefault(backend, []).extend([home] * (Kernels.compiled or not compiled))
             return None
         return lambda function: self.known.__setitem__(backend, function) or function
 
@@ -350,6 +359,8 @@ class Device(str):
         cls,
         name="cpu",  # a name, or a Device
     ):
+        if isinstance(name, Device):
+            return name
         kind, colon, index = str(name).partition(":")
         if not kind or (colon and not index.isdecimal()):
             raise RuntimeError(f"a device is named like 'cpu' or 'cuda:1'; got {name!r}")
@@ -385,3 +396,20 @@ def cuda(
 ):
     "The CUDA device number `index`."
     return Device(f"cuda:{index}")
+
+# %% ../nbs/00_backend.ipynb #e5d411c5
+# ---- a door ----
+
+_door = ContextVar("door", default=None)  # what NumPy's arrays go through, in this thread
+
+
+@contextmanager
+def received_by(
+    door,  # makes something else of an array
+):
+    "In a `with` block, and in this thread, NumPy's arrays go through `door` to become Tensors'."
+    token = _door.set(door)
+    try:
+        yield
+    finally:
+        _door.reset(token)

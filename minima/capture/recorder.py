@@ -10,14 +10,16 @@ __doc__ = """
 The recorder: a backend whose arrays are `Recorded`, and whose functions write down their calls.
 
 It is found by the type of its arrays, as any backend is. So rules, losses and optimizers run on it,
-and do not know it. Kernels that are made of NumPy's functions are followed; compiled ones are
-called as a whole: one instruction for the value, and one for each gradient.
+and do not know it. Kernels that are made of `xp`'s functions and of compiled loops are followed: a
+loop is an instruction. Those that call NumPy itself are called as a whole: one instruction for the
+value, and one for each gradient.
 
 What is left out: operations with two values in one kernel.
 """
 
 # %% ../../nbs/71_recorder.ipynb #dfe21dd9
 from functools import partial
+from threading import get_ident
 from types import ModuleType
 
 import numpy as np
@@ -109,13 +111,19 @@ class Recorder(Backend):
     def add_at(self, array, key, values):
         _at_work().write(numpy_backend.add_at, array, key, values)
 
-    def check_indices(self, array, size):
+    def ask(self, function, like, *arrays, **settings):
+        return _at_work().call(function, *arrays, **settings)
+
+    def look(self, function, *arrays):
         tape = _at_work()
-        numpy_backend.check_indices(array.value, size)
-        tape.note(numpy_backend.check_indices, (array, size), {}, None)
+        function(*tape.real(arrays))
+        tape.note(function, arrays, {}, None)
+
+    def check_indices(self, array, size):
+        self.look(numpy_backend.check_indices, array, size)
 
     def kernel(self, kernels):
-        "NumPy's kernel, to be followed; a compiled one, to be called as a whole."
+        "The CPU's kernel: to be followed, if it is registered here too; else to be called whole."
         own, plain = kernels.find("cpu"), kernels.find(self.name)
         return plain if own is plain else partial(_whole, own)
 
@@ -126,7 +134,7 @@ recorder = _by_type[Recorded] = Recorder("recorder", _Namespace(), Recorded)
 
 # %% ../../nbs/71_recorder.ipynb #d7867d96
 def _whole(kernel, xp, *arrays, **settings):
-    "Call a compiled `kernel` as one instruction, and each of its pullbacks as another."
+    "Call a `kernel` as one instruction, and each of its pullbacks as another."
     if not all(isinstance(s, _PLAIN) for s in settings.values()):
         _refuse(f"{kernel.__name__}, a kernel with more than one value,", "Use kernels_off().")
     tape = _at_work()
@@ -165,9 +173,11 @@ def _pulled(box, i, *cotangent_and_arguments):
 def _lifting(tape):
     "A way to read rules on arrays that have not been recorded yet: they are lifted."
 
+    thread = get_ident()  # others compute with arrays of their own
+
     def around(read, rule):
         def reading(library, *arrays, **settings):
-            if library is not recorder.xp:
+            if library is not recorder.xp and get_ident() == thread:
                 arrays = [tape.put(a) if isinstance(a, np.ndarray) else a for a in arrays]
                 return rule(recorder.xp, *arrays, **settings)
             return read(library, *arrays, **settings)

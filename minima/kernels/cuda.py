@@ -99,9 +99,9 @@ def _drop(drop):
     return draw, np.uint32(round(p * 65536)), np.float32(1 / (1 - p) if p < 1 else 0)
 
 
-def _forward(x, residual, weight, bias, drop, eps, z):
+def _forward(xp, x, residual, weight, bias, drop, eps, z):
     "The norm of all rows, their means, and what they were multiplied by."
-    (rows, cols), xp, dtype = x.shape, backend_of(x).xp, x.dtype.name
+    (rows, cols), dtype = x.shape, x.dtype.name
     y, mean, factor = xp.empty_like(x), xp.empty(rows, "float32"), xp.empty(rows, "float32")
     weight, bias = (a if a is None else _plain(a, x.dtype) for a in (weight, bias))
     n = width(dtype, cols, map(address, (x, residual, weight, bias, z, y)))
@@ -112,9 +112,9 @@ def _forward(x, residual, weight, bias, drop, eps, z):
     return y, mean, factor
 
 
-def _backward(g, h, x, residual, weight, drop, mean, factor, z):
+def _backward(xp, g, h, x, residual, weight, drop, mean, factor, z):
     "The gradients of x, residual, weight and bias, for cotangents `g` of y and `h` of z, or None."
-    (rows, cols), xp, dtype = x.shape, backend_of(x).xp, x.dtype.name
+    (rows, cols), dtype = x.shape, x.dtype.name
     dx = xp.empty_like(x)
     dz = None if drop is None or residual is None else xp.empty_like(x)
     weight, is_sum = weight if weight is None else _plain(weight, x.dtype), z is not None

@@ -192,13 +192,13 @@ def _is_plain(a):
 def _like_rows(a, dim, dtype):
     "`a` as a matrix of rows that lie one behind the other, copied if need be; None stays None."
     if a is not None and not (_is_plain(a) and a.dtype == dtype):
-        a = backend_of(a).xp.array(a, dtype, order="C")
+        a = a.astype(dtype, order="C")
     return a if a is None else a.reshape(-1, dim)
 
 
 def rows_parts(
-    forward,  # of x, residual, weight, bias, drop, eps, z: fills z unless None; y, mean, scale
-    backward,  # of g, h, x, residual, weight, drop, mean, scale, z: the four gradients
+    forward,  # of a library, x, residual, weight, bias, drop, eps, z; gives y, mean, scale
+    backward,  # of a library, g, h, x, residual, weight, drop, mean, scale, z: four gradients
     dtypes=("float32", "float64"),  # what they compute with; the rest is left to the rule
 ):
     "The parts of the operation, made by two functions of matrices of rows."
@@ -208,17 +208,17 @@ def rows_parts(
             narrow = backend_of(x).narrow
             arrays = [_wide(a, library, narrow) for a in (x, residual, weight, bias)]
             return _parts(library, *arrays, draw, p, eps)
-        shape, dim, dtype, own = x.shape, x.shape[-1], x.dtype, backend_of(x).xp
-        drop = None if draw is None or p == 0 else (p, own.asarray(draw, dtype="uint64"))
+        shape, dim, dtype = x.shape, x.shape[-1], x.dtype
+        drop = None if draw is None or p == 0 else (p, library.asarray(draw, np.uint64))
         x, residual = _like_rows(x, dim, dtype), _like_rows(residual, dim, dtype)
-        z = own.empty_like(x) if wants_z else None
-        y, mean, r = forward(x, residual, weight, bias, drop, eps, z)
+        z = library.empty_like(x) if wants_z else None
+        y, mean, r = forward(library, x, residual, weight, bias, drop, eps, z)
         last = [None, None, {}]  # two cotangents, and the gradients that nobody has fetched yet
 
         def fetch(i, g, h):
             if last[0] is not g or last[1] is not h or i not in last[2]:
                 both = _like_rows(g, dim, dtype), _like_rows(h, dim, dtype)
-                found = backward(*both, x, residual, weight, drop, mean, r, z)
+                found = backward(library, *both, x, residual, weight, drop, mean, r, z)
                 last[:] = g, h, dict(enumerate(found))
             a = last[2].pop(i)
             return a.reshape(shape) if i < 2 and len(shape) != 2 else a
@@ -233,20 +233,21 @@ def rows_parts(
 
 def register_parts(
     parts,  # what `rows_parts` returned
-    backend="cpu",  # the name of a backend
-    takes_halves=False,  # whether it wants halves as they are, not as `float32`
+    *backends,  # where: on the CPU or on a GPU, and for a recorder if it can follow
+    takes_halves=False,  # whether they want halves as they are, not as `float32`
 ):
-    "Let the operation and its twin with two values be read by `parts` on that backend."
+    "Let the operation and its twin with two values be read by `parts`."
 
-    @dropout_add_layer_norm.kernel(backend)
     def norm(xp, x, residual=None, weight=None, bias=None, draw=None, *, p=0.0, eps=1e-5):
         y, _, pulls = parts(xp, x, residual, weight, bias, draw, p, eps, False)
         return y, *pulls
 
-    @_norm_and_sum.kernel(backend)
     def both(xp, x, residual=None, weight=None, bias=None, draw=None, *, p, eps, gate):
         return gate.open(xp, *parts(xp, x, residual, weight, bias, draw, p, eps, True))
 
+    for backend in backends:
+        dropout_add_layer_norm.kernel(backend)(norm)
+        _norm_and_sum.kernel(backend)(both)
     norm.takes_halves = both.takes_halves = takes_halves
     return parts
 
@@ -269,14 +270,18 @@ def normalize_by(
         )
         sizes = x.shape[x.ndim - len(axes) :]
         last = axes and min(axes) == x.ndim - len(axes) and x.size
-        affine = weight, bias
-        if not last or any(t is not None and getattr(t, "shape", ()) != sizes for t in affine):
+        if not last or any(
+            t is not None and getattr(t, "shape", ()) != sizes for t in (weight, bias)
+        ):
             return rule(xp, x, weight, bias, axis=axis, eps=eps)
-        shape, row = (*x.shape[: x.ndim - len(axes)], prod(sizes)), (prod(sizes),)
+        if len(sizes) == 1:
+            y, _, (by_x, _, by_weight, by_bias) = parts(
+                xp, x, None, weight, bias, None, 0.0, eps, False
+            )
+            return y, by_x, by_weight, by_bias
+        shape, row = (*x.shape[: -len(axes)], prod(sizes)), (prod(sizes),)
         args = _shaped(x, shape), None, _shaped(weight, row), _shaped(bias, row), None
         y, _, (by_x, _, by_weight, by_bias) = parts(xp, *args, 0.0, eps, False)
-        if len(sizes) == 1:
-            return y, by_x, by_weight, by_bias
         flat = asked_once(lambda g: _shaped(g, shape))
         return (
             _shaped(y, x.shape),
@@ -314,7 +319,7 @@ def _total(x, residual, rows, factors, out):
     return a if residual is None else np.add(a, residual[rows], out=out)
 
 
-def _forward(x, residual, weight, bias, drop, eps, z):
+def _forward(library, x, residual, weight, bias, drop, eps, z):
     "The norm of all rows, their means, and what they were multiplied by."
     pieces, dim = _pieces(x), x.shape[1]
     y, (mean, r) = np.empty_like(x), np.empty((2, len(x), 1), x.dtype)
@@ -339,7 +344,7 @@ def _forward(x, residual, weight, bias, drop, eps, z):
     return y, mean, r
 
 # %% ../../nbs/11_fused.ipynb #1a352eac
-def _backward(g, h, x, residual, weight, drop, mean, r, z):
+def _backward(library, g, h, x, residual, weight, drop, mean, r, z):
     "The gradients of x, residual, weight and bias, for cotangents `g` of y and `h` of z, or None."
     pieces, dim = _pieces(x), x.shape[1]
     dx, (dw, db) = np.empty_like(x), np.zeros((2, dim), x.dtype)
@@ -368,7 +373,7 @@ def _backward(g, h, x, residual, weight, drop, mean, r, z):
     return dx, dz, dw, db
 
 
-_numpy_parts = register_parts(rows_parts(_forward, _backward))
-for _fused in (dropout_add_layer_norm, _norm_and_sum):
-    _fused.kernel("cpu", "minima.kernels.norms")  # compiled, if numba is there
-    _fused.kernel("cuda", "minima.kernels.cuda", compiled=False)  # if there is a GPU
+_numpy_parts = register_parts(rows_parts(_forward, _backward), "cpu")
+for _operation in (dropout_add_layer_norm, _norm_and_sum):
+    _operation.kernel("cpu", "minima.kernels.norms")  # compiled, if numba is there
+    _operation.kernel("cuda", "minima.kernels.cuda", compiled=False)  # if there is a GPU

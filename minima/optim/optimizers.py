@@ -60,7 +60,8 @@ def _sgd(
     p -= lr * g
 
 
-_sgd.kernel("cpu", "minima.kernels.optim")
+for _backend in ("cpu", "recorder"):
+    _sgd.kernel(_backend, "minima.kernels.optim")
 _sgd.kernel("cuda", "minima.kernels.cuda", compiled=False)
 
 # %% ../../nbs/33_optimizers.ipynb #0b992436
@@ -103,7 +104,8 @@ def _adam(
     p -= d
 
 
-_adam.kernel("cpu", "minima.kernels.optim")
+for _backend in ("cpu", "recorder"):
+    _adam.kernel(_backend, "minima.kernels.optim")
 _adam.kernel("cuda", "minima.kernels.cuda", compiled=False)
 
 # %% ../../nbs/33_optimizers.ipynb #32496ec3
