@@ -1,8 +1,9 @@
 """Kernels: operations done at once, for one kind of device.
 
-This file says which operations of `minima.operators` have kernels for the CPU and for GPUs, and in which
-modules; it is written by hand. A module is imported when one of its operations is first wanted, never by `import minima`. Of two
-kernels the later one is used, and where numba is missing the first kind is left.
+This file says which operations of `minima.operators` have kernels for the CPU and for GPUs, and in
+which modules; it is written by hand. A module is imported when one of its operations is first wanted,
+never by `import minima`. Of two kernels the later one is used, and where numba is missing the first
+kind is left.
 """
 
 from minima import operators as ops
