@@ -196,7 +196,7 @@ def test_arrays_that_are_not_aligned_go_number_by_number(launcher):
         names, moved = len(launcher.names), list(args)
         moved[i] = off(args[i])
         both.append(compare_norm(moved, False, 3e-6))
-        assert "any" in launcher.names[names]
+        assert ("any" in launcher.names[names]) == (i < 2)  # short rows are rather copied
     for a, b in zip(both[0], both[1]):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 

@@ -52,6 +52,12 @@ def _plain(a, dtype):
     return a if a.dtype == dtype and _is_plain(a) else backend_of(a).xp.array(a, dtype, order="C")
 
 
+def _row(a, dtype):
+    "A row of weights in this `dtype`, where packs can be loaded, copied if need be; None is None."
+    a = a if a is None else _plain(a, dtype)
+    return a if address(a) % 16 == 0 else backend_of(a).xp.array(a)
+
+
 def _fits(*arrays):
     "Whether all arrays (None is none) are of one dtype that kernels know, and not empty."
     first = arrays[0]
@@ -103,7 +109,7 @@ def _forward(xp, x, residual, weight, bias, drop, eps, z):
     "The norm of all rows, their means, and what they were multiplied by."
     (rows, cols), dtype = x.shape, x.dtype.name
     y, mean, factor = xp.empty_like(x), xp.empty(rows, "float32"), xp.empty(rows, "float32")
-    weight, bias = (a if a is None else _plain(a, x.dtype) for a in (weight, bias))
+    weight, bias = _row(weight, x.dtype), _row(bias, x.dtype)
     n = width(dtype, cols, map(address, (x, residual, weight, bias, z, y)))
     shape = launches.norm_forward(dtype, rows, cols, n)
     size = np.int32(rows), np.int32(cols)
@@ -117,7 +123,7 @@ def _backward(xp, g, h, x, residual, weight, drop, mean, factor, z):
     (rows, cols), dtype = x.shape, x.dtype.name
     dx = xp.empty_like(x)
     dz = None if drop is None or residual is None else xp.empty_like(x)
-    weight, is_sum = weight if weight is None else _plain(weight, x.dtype), z is not None
+    weight, is_sum = _row(weight, x.dtype), z is not None
     x, residual = (z, None) if is_sum else (x, residual)
     n = width(dtype, cols, map(address, (g, h, x, residual, weight, dx, dz)))
     shape = launches.norm_backward(dtype, rows, cols, n, processors())
@@ -270,7 +276,7 @@ def linear(xp, x, weight, bias=None, *, activation=None):
     "`linear`: a product, then the bias and the activation in one pass, forward and backward."
     rows, inner, outer = prod(x.shape[:-1]), *weight.shape
     flat = x.reshape(rows, inner)
-    row = _plain(bias, x.dtype).reshape(outer)
+    row = _row(bias.reshape(outer), x.dtype)
     product = lambda a, b: _plain(xp.matmul(a, b), x.dtype)
     y, pull = _bent(activation, product(flat, weight), row)
     back = asked_once(pull)
