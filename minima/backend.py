@@ -136,8 +136,9 @@ class Backend:
 
     def ask(self, function, like, *arrays, **settings):
         "What `function` of NumPy's arrays makes of `arrays`, as an array where `like` is."
-        found = function(*map(self.to_numpy, arrays), **settings)
-        return self.device_of(like).put(found)
+        homes = [(a, _find(type(a))) for a in arrays]  # none, of a number
+        numbers = [a if home is None else home.to_numpy(a) for a, home in homes]
+        return self.device_of(like).put(function(*numbers, **settings))
 
     def look(self, function, *arrays):
         "Let `function` look at `arrays`, to raise an error if something is wrong with them."
