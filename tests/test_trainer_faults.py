@@ -360,6 +360,7 @@ class Press:
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
     "Training with draws of all kinds, undisturbed; and how many functions it calls."
+    make_drawing(tmp_path_factory.mktemp("first"), 0).fit()  # kernels are imported at first use
     folder = tmp_path_factory.mktemp("drawn")
     trainer, counted = make_drawing(folder, 0), []
 
