@@ -274,7 +274,7 @@ class Passes:
             found = _three(state.model, state.loss_fn, tuple(state.optimizers))
             if self.captured:
                 capture = import_module("minima.capture").capture  # it comes later in the book
-                found = [capture(function, fallback="eager") for function in found]
+                found = [capture(f, fallback="eager", fuse=False) for f in found]
             self._of, self._found = parts, found
         return self._found
 
