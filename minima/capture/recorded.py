@@ -413,14 +413,15 @@ class Tape:
         loop(*self.real(args))
         marks = loop.py_func.__annotations__
         given = zip(loop.py_func.__code__.co_varnames, args)
-        self.note(loop, args, {}, None, [a for name, a in given if name in marks])
+        writes = [a for name, a in given if name in marks and isinstance(a, Recorded)]
+        self.note(loop, args, {}, None, writes)
 
     def note(self, f, args, settings, out, writes=()):
         "Write down an instruction."
-        args, settings = self.ref(args), {name: self.ref(a) for name, a in settings.items()}
-        writes = {self.ref(a) for a in writes if a is not None}
+        writes = {a.number for a in writes}
         if any(id(self.values[self.roots[n]]) in self.made for n in writes):
             _refuse_writing("writing into an array that is made inside, of numbers,")
+        args, settings = self.ref(args), {name: self.ref(a) for name, a in settings.items()}
         self.instructions.append(Instruction(f, args, settings, out, writes, _where()))
 
 # %% ../../nbs/70_recorded.ipynb #87d2f710

@@ -35,6 +35,7 @@ import re
 import warnings
 from functools import partial, update_wrapper
 from itertools import chain
+from weakref import ref
 
 import numpy as np
 
@@ -131,8 +132,15 @@ class Replay(Plan):
                 wanted.update(re.findall(r"\bn\d+\b", line))
         self.leaves = []
         for slot, value in leaves:
+            left = slot.text(self.name)
             right = value.name if isinstance(value, Number) else self.name(value)
-            self.leaves.append(f"{slot.text(self.name)} = {right}")
+            if slot.is_home(value):  # whoever adds to a gradient asks for the very object
+                home = left.removesuffix("grad") + "_home"
+                known = self.name(ref(slot.holder._home))
+                lines.insert(0, f"if {known}() is not {home}: return AGAIN")
+                right = f"wrap({home})"
+            self.leaves.append(f"{left} = {right}")
+        self.known["wrap"] = wrap
         draws = []
         for k, (generator, array) in enumerate(self.tape.draws):
             draw, into = self.name(generator), self.name(array, f"draw{k}")
@@ -265,7 +273,7 @@ class Captured:
         try:
             inputs = [tape.lift(t.array).number for t in tensors]
             swapped = _swap_in(tape, entry)
-            before = [(array, array.copy()) for array in tape.values]
+            before = [(array, array.copy()) for array in _apart(tape.values)]
             recorder.tape = tape
             draw = partial(tape.draw, _source.get())
             with _drawing_from(draw), received_by(tape.put):
@@ -298,6 +306,17 @@ class Captured:
         return plan.returned(values)
 
 # %% ../../nbs/74_capture.ipynb #1de922a7
+def _apart(arrays):
+    "Those of `arrays` that are not pieces of others, whose copy has their numbers, too."
+    found, spans = [], []
+    for array in sorted(arrays, key=lambda a: -a.nbytes):
+        low, high = np.lib.array_utils.byte_bounds(array)
+        if not any(start <= low and high <= end for start, end in spans):
+            found.append(array)
+            spans += [(low, high)] * array.flags.c_contiguous
+    return found
+
+
 def _rest(nest):
     "What `nest` has besides Tensors, as text."
 
