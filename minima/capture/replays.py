@@ -35,7 +35,6 @@ import re
 import warnings
 from functools import partial, update_wrapper
 from itertools import chain
-from weakref import ref
 
 import numpy as np
 
@@ -132,15 +131,8 @@ class Replay(Plan):
                 wanted.update(re.findall(r"\bn\d+\b", line))
         self.leaves = []
         for slot, value in leaves:
-            left = slot.text(self.name)
             right = value.name if isinstance(value, Number) else self.name(value)
-            if slot.is_home(value):  # whoever adds to a gradient asks for the very object
-                home = left.removesuffix("grad") + "_home"
-                known = self.name(ref(slot.holder._home))
-                lines.insert(0, f"if {known}() is not {home}: return AGAIN")
-                right = f"wrap({home})"
-            self.leaves.append(f"{left} = {right}")
-        self.known["wrap"] = wrap
+            self.leaves.append(f"{slot.text(self.name)} = {right}")
         draws = []
         for k, (generator, array) in enumerate(self.tape.draws):
             draw, into = self.name(generator), self.name(array, f"draw{k}")

@@ -118,13 +118,6 @@ class Slot:
         number = type(self.value) in (int, float)
         return number and self.of_optimizer and isinstance(self.holder, tuple)
 
-    def is_home(self, value):
-        "Whether `value`, a gradient, has the memory that an optimizer keeps for it."
-        if self.name != "grad" or not isinstance(value, Tensor) or self.holder._home is None:
-            return False
-        a, home = value.array, self.holder._home
-        return (a.ctypes.data, a.shape, a.dtype) == (home.ctypes.data, home.shape, home.dtype)
-
     def text(self, names):
         "The expression that looks it up, where `names` hands out a name for an object."
         if isinstance(self.holder, dict | list):
