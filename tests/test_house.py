@@ -40,8 +40,8 @@ ORDER = """
     serialization
     trainer.time trainer.events trainer.batches trainer.loggers trainer.checkpoints trainer.lints
     trainer.trainer trainer.callbacks trainer algorithms.surgery algorithms* functional
-    kernels.* cuda capture.recorded capture.recorder capture.slots capture.plan
-    capture.replays capture visualize
+    kernels.* testing.mock gpu.cards gpu.cublas gpu.library gpu
+    capture.recorded capture.recorder capture.slots capture.plan capture.replays capture visualize
     minima __main__
 """.split()
 
