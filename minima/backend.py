@@ -134,6 +134,10 @@ class Backend:
         "NumPy's `array`, where this library can fetch it by itself, while others compute."
         return array
 
+    def beside(self, array):
+        "The namespace, for what is to be where `array` is."
+        return self.xp
+
     def kernel(self, kernels):
         "What computes in place of a rule here: one of the rule's `kernels`, or None."
         return kernels.find(self.name)
@@ -334,7 +338,9 @@ def replaceable(
 
     @wraps(function)
     def apply(array, *args, **settings):
-        return (kernels.find(backend_of(array).name) or function)(array, *args, **settings)
+        backend = backend_of(array)
+        backend.beside(array)
+        return (kernels.find(backend.name) or function)(array, *args, **settings)
 
     apply.rule, apply.kernels, apply.kernel = function, kernels, kernels.register
     return apply

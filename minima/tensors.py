@@ -25,7 +25,15 @@ from copy import copy as copy_of
 
 import numpy as np
 
-from .backend import Device, _find, as_dtype, backend_of, get_default_dtype, is_floating
+from minima.backend import (
+    Device,
+    _find,
+    as_dtype,
+    backend_of,
+    get_backend,
+    get_default_dtype,
+    is_floating,
+)
 
 # %% ../nbs/01_tensors.ipynb #456d4a00
 def as_array(
@@ -36,6 +44,8 @@ def as_array(
     "The array behind `data`, copied only if it must be. Raises TypeError for what is not numeric."
     data = data.array if isinstance(data, Tensor) else data
     if _find(data.__class__) is None:
+        if hasattr(data, "__cuda_array_interface__"):
+            return as_array(get_backend("cuda").asarray(data), device, dtype)
         made_of_python = not hasattr(data, "__array__")
         data = np.asarray(data)
         if dtype is None and made_of_python and data.dtype.kind == "f":
@@ -155,10 +165,10 @@ class Tensor:
         return backend_of(self.array).to_numpy(self.array)
 
     def __array__(self, dtype=None, copy=None):
-        return np.array(self.numpy(), dtype=dtype, copy=copy)
+        return np.array(_unasked(self), dtype=dtype, copy=copy)
 
     def __array_function__(self, function, types, args, kwargs):  # all of NumPy's but its ufuncs
-        numbers = (lambda t: t.detach().numpy()) if function in _FACTS else Tensor.numpy
+        numbers = (lambda t: t.detach().numpy()) if function in _FACTS else _unasked
         args, kwargs = map_tensors(numbers, (args, kwargs))
         return function(*args, **kwargs)
 
@@ -167,6 +177,10 @@ class Tensor:
 
     def __dlpack_device__(self):
         return self.array.__dlpack_device__()
+
+    @property
+    def __cuda_array_interface__(self):  # which only arrays on a GPU have
+        return self.array.__cuda_array_interface__
 
     def __reduce__(self):  # how pickle and deepcopy take a tensor apart
         if not self.is_leaf:
@@ -229,6 +243,17 @@ class Tensor:
     def detach(self) -> "Tensor":
         "The same numbers, shared, as a leaf that wants no gradient."
         return wrap(self.array)
+
+
+def _unasked(t):
+    "The numbers of `t` for NumPy, which has not said that they may be copied from a device."
+    if isinstance(t.array, np.ndarray) or t.requires_grad:
+        return t.numpy()
+    try:
+        return np.asarray(t.array)
+    except TypeError as error:
+        where = f"this Tensor is on {t.device}, where NumPy cannot read"
+        raise TypeError(f"{where}: .numpy() copies it to the CPU") from error
 
 
 def wrap(array) -> Tensor:

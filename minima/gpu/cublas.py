@@ -75,12 +75,13 @@ def layout(
 def distance(
     a,  # (..., rows, columns)
 ):
-    "How far it is from one of the matrices `a` to the next; None if that differs."
+    "How far it is from one of the matrices `a` to the next; None if that differs, or is backwards."
     axes = [(n, stride) for n, stride in zip(a.shape[:-2], a.strides[:-2]) if n > 1]
     for (_, outer), (n, inner) in zip(axes, axes[1:]):
         if outer != n * inner:
             return None
-    return axes[-1][1] // a.itemsize if axes else 0
+    step = axes[-1][1] // a.itemsize if axes else 0
+    return step if step >= 0 else None
 
 # %% ../../nbs/87_cublas.ipynb #e6dae6f5
 # ---- the product ----

@@ -194,8 +194,7 @@ class Cuda(Backend):
         return data if dtype in (None, data.dtype) else self.xp.astype(data, dtype)
 
     def to_numpy(self, array):
-        with self._on(array.device.id):
-            return self.cupy.asnumpy(array)
+        return self.beside(array).asnumpy(array)
 
     def pinned(self, array):
         return self.door.pinned(array)
@@ -203,15 +202,15 @@ class Cuda(Backend):
     # ---- what arrays do ----
 
     def copy(self, array):
-        with self._on(array.device.id):
-            return self.cupy.array(array, copy=True)
+        return self.beside(array).array(array, copy=True)
 
     def check_indices(self, array, size):
         return False  # to look, the host would have to wait
 
     def side_by_side(self, arrays):
         "Copies of `arrays`, of one dtype, in one 1-d array; it, and its pieces with their shapes."
-        flat = self.cupy.concatenate([self.cupy.reshape(a, (-1,)) for a in arrays])
+        xp = self.beside(arrays[0])
+        flat = xp.concatenate([xp.reshape(a, (-1,)) for a in arrays])
         pieces, start = [], flat.data
         for a in arrays:
             pieces.append(self.array_type(a.shape, flat.dtype, start))
@@ -219,6 +218,11 @@ class Cuda(Backend):
         return flat, pieces
 
     # ---- how rules are read ----
+
+    def beside(self, array):
+        if len(self.devices) > 1:
+            self._go_to([array])
+        return self.xp
 
     def reading(self, rule, kernels):
         read = self.kernel(kernels)

@@ -233,7 +233,7 @@ class GyroDropout(Module):
     def _dropped(self, table):
         "The fraction that counts as dropped: of all masks on average, or of this `table` in fact."
         if self.scale == "measured":
-            xp = backend_of(table).xp
+            xp = backend_of(table).beside(table)
             return 1 - int(xp.sum(xp.astype(table, xp.int64))) / max(table.size, 1)
         return round(self.p * 65536) / 65536  # what a mask can do
 
@@ -255,7 +255,7 @@ class GyroDropout(Module):
         if round(self.p * 65536) == 0:
             return x
         table = self._table(chosen, shape, x.device)
-        keep = backend_of(table).xp.take(table, x.device.put(rows), axis=0)
+        keep = backend_of(table).beside(table).take(table, x.device.put(rows), axis=0)
         return ops.dropout(x, keep, p=self._dropped(table))
 
     def extra_repr(self):

@@ -22,12 +22,11 @@ What is left out: time. A launch is over when it returns, so mistakes of order a
 """
 
 # %% ../../nbs/85_mock.ipynb #7695041d
+import math
 import operator
-import sys
 from collections import Counter
 from contextlib import contextmanager
 from ctypes import c_char, memmove
-from math import prod
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -148,7 +147,8 @@ def _wrap(inside, source=None):
     array = object.__new__(ndarray)
     array.inside, array.base, array.device = inside, source, cuda.Device(_now.device)
     if source is not None:
-        array.base, array.device = source.base or source, source.device
+        array.base = source if source.base is None else source.base
+        array.device = source.device
     return array
 
 # %% ../../nbs/85_mock.ipynb #d8078b47
@@ -166,7 +166,9 @@ class ndarray:
         if memptr is None:
             self.inside = _fresh(np.empty(shape, dtype))
         else:
-            memory = (c_char * (prod(shape) * np.dtype(dtype).itemsize)).from_address(memptr.ptr)
+            memory = (c_char * (math.prod(shape) * np.dtype(dtype).itemsize)).from_address(
+                memptr.ptr
+            )
             memory.owner = memptr.mem  # which must live as long
             self.inside = np.frombuffer(memory, dtype).reshape(shape)
         self.device, self.base = cuda.Device(_now.device), None
@@ -178,6 +180,10 @@ class ndarray:
         "The numbers, as an array of NumPy's, for which the host waits."
         _copied(to_host=True)
         return self.inside.copy()
+
+    def copy(self, order="C"):
+        "A copy on the current device, wherever this array is."
+        return _call(np.copy, _wrap(self.inside))
 
     def item(self):
         "The only number, for which the host waits."
@@ -490,11 +496,15 @@ def _function(name):
     return function
 
 
+_known = {}
+
+
 def __getattr__(name):
+    if name in _known:
+        return _known[name]
     if name.startswith("_") or name in LACKING or not hasattr(np, name):
         raise AttributeError(f"module 'cupy' has no attribute {name!r}")
     found = getattr(np, name)
-    if not isinstance(found, type | ModuleType) and callable(found):
-        found = _function(name)
-    setattr(sys.modules[__name__], name, found)
-    return found
+    if isinstance(found, type | ModuleType) or not callable(found):
+        return found
+    return _known.setdefault(name, _function(name))  # no global, where `any` is to be Python's

@@ -163,7 +163,7 @@ def binary_cross_entropy(
 ):
     "Minus the logarithm of the probability of `target`, at most 100. Raises RuntimeError."
     input, target = _pair("BCELoss", input, target)
-    xp = backend_of(input.array).xp
+    xp = backend_of(input.array).beside(input.array)
     if not xp.all((input.array >= 0) & (input.array <= 1)):
         fix = "for scores, use BCEWithLogitsLoss"
         raise RuntimeError(f"BCELoss expects probabilities from 0 to 1, got others: {fix}")
@@ -213,8 +213,8 @@ def _labels(layer, input, target, ignore_index):
         raise TypeError(f"{layer} expects integer labels, got {target.dtype}: {how}")
     check = backend_of(target.array).check_indices
     try:
-        check(target.array, classes)
-        if not 0 <= ignore_index < classes:
+        looked = check(target.array, classes) is not False
+        if looked and not 0 <= ignore_index < classes:
             return target, None
     except IndexError:  # some are to be ignored, or wrong
         pass
@@ -271,10 +271,9 @@ def _all_count(input, target, ignore_index):
     if target.dtype.kind not in "iu" or -1 < ignore_index < x.shape[1]:
         return False
     try:
-        backend_of(labels).check_indices(labels, x.shape[1])
+        return backend_of(labels).check_indices(labels, x.shape[1]) is not False
     except IndexError:
         return False
-    return True
 
 
 def cross_entropy(
