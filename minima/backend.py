@@ -85,6 +85,8 @@ class Backend:
     narrow = frozenset()  # dtypes to store numbers in, but not to compute with
     piecewise = False  # whether a long array is better gone over in pieces, which a cache can hold
     side_by_side = None  # lays arrays end to end, in one, where slices share memory; see NumPy's
+    record = None  # captures a function of Tensors in a way of its own; see the page on graphs
+    lifts = None  # while it does: what to hand a kernel for its arguments, numbers among them
 
     def __init__(
         self,
@@ -105,6 +107,9 @@ class Backend:
     def to_numpy(self, array):
         "`array` as a NumPy array, without a copy where that is possible."
         return np.asarray(array)
+
+    def check_unasked(self, array):
+        "Raise TypeError if NumPy may not read `array` unless somebody says `.numpy()`."
 
     def get_at(self, array, key):
         "The elements of `array` that `key`, a tuple with arrays of indices or masks, picks."
@@ -340,7 +345,10 @@ def replaceable(
     def apply(array, *args, **settings):
         backend = backend_of(array)
         backend.beside(array)
-        return (kernels.find(backend.name) or function)(array, *args, **settings)
+        kernel = kernels.find(backend.name)
+        if kernel is not None and backend.lifts is not None:
+            args, settings = backend.lifts(function, args, settings)
+        return (kernel or function)(array, *args, **settings)
 
     apply.rule, apply.kernels, apply.kernel = function, kernels, kernels.register
     return apply

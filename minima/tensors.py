@@ -25,15 +25,8 @@ from copy import copy as copy_of
 
 import numpy as np
 
-from minima.backend import (
-    Device,
-    _find,
-    as_dtype,
-    backend_of,
-    get_backend,
-    get_default_dtype,
-    is_floating,
-)
+from .backend import Device, _find, as_dtype, backend_of, get_backend, get_default_dtype
+from .backend import is_floating
 
 # %% ../nbs/01_tensors.ipynb #456d4a00
 def as_array(
@@ -69,18 +62,9 @@ class Tensor:
     "An n-dimensional array that remembers how it was made."
 
     __slots__ = (
-        "array",
-        "grad",
-        "requires_grad",
-        "_hooks",
-        "_order",
-        "_edges",
-        "_rule",
-        "_args",
-        "_settings",
-        "_home",
-        "__weakref__",
-    )
+        "array", "grad", "requires_grad", "_hooks", "_order", "_edges", "_rule", "_args",
+        "_settings", "_home", "__weakref__",
+    )  # fmt: skip
     __array_ufunc__ = None  # so that ndarray + Tensor asks us first
     namespace = None  # what `xp` is when a rule is read on Tensors; `operators` fills it in
 
@@ -165,10 +149,11 @@ class Tensor:
         return backend_of(self.array).to_numpy(self.array)
 
     def __array__(self, dtype=None, copy=None):
-        return np.array(_unasked(self), dtype=dtype, copy=copy)
+        backend_of(self.array).check_unasked(self.array)
+        return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __array_function__(self, function, types, args, kwargs):  # all of NumPy's but its ufuncs
-        numbers = (lambda t: t.detach().numpy()) if function in _FACTS else _unasked
+        numbers = (lambda t: t.detach().numpy()) if function in _FACTS else np.asarray
         args, kwargs = map_tensors(numbers, (args, kwargs))
         return function(*args, **kwargs)
 
@@ -243,17 +228,6 @@ class Tensor:
     def detach(self) -> "Tensor":
         "The same numbers, shared, as a leaf that wants no gradient."
         return wrap(self.array)
-
-
-def _unasked(t):
-    "The numbers of `t` for NumPy, which has not said that they may be copied from a device."
-    if isinstance(t.array, np.ndarray) or t.requires_grad:
-        return t.numpy()
-    try:
-        return np.asarray(t.array)
-    except TypeError as error:
-        where = f"this Tensor is on {t.device}, where NumPy cannot read"
-        raise TypeError(f"{where}: .numpy() copies it to the CPU") from error
 
 
 def wrap(array) -> Tensor:

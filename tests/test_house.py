@@ -40,8 +40,8 @@ ORDER = """
     serialization
     trainer.time trainer.events trainer.batches trainer.loggers trainer.checkpoints trainer.lints
     trainer.trainer trainer.callbacks trainer algorithms.surgery algorithms* functional
-    kernels.* testing.mock gpu.cards gpu.cublas gpu.library gpu
-    capture.recorded capture.recorder capture.slots capture.plan capture.replays capture visualize
+    kernels.* capture.recorded capture.recorder capture.slots capture.plan capture.replays capture
+    testing.mock gpu.cards gpu.cublas gpu.library gpu.graphs gpu visualize
     minima __main__
 """.split()
 

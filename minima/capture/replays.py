@@ -38,7 +38,7 @@ import numpy as np
 
 from ..autograd import Tensor, is_grad_enabled, wrap
 from ..autograd.tape import _owner, read_through, wrote_into
-from ..backend import Kernels, get_default_dtype
+from ..backend import Kernels, _find, get_default_dtype
 from .plan import AGAIN, Plan
 from .recorded import CaptureError, Number, Tape, _refuse
 from .recorder import _lifting, recorder
@@ -229,6 +229,10 @@ class Captured:
 
     def _record(self, key, tensors, args, kwargs):
         "Run the function on recorded arrays, and make a plan of what was written down."
+        if record := _own_way(self.function, tensors):
+            plan, found = record(self, tensors, partial(self.function, *args, **kwargs))
+            self._keep(key, plan)
+            return found
         tape, entry, states = Tape(), _slots(self.function, *tensors), {}
 
         def draw(source, generator):
@@ -262,11 +266,22 @@ class Captured:
         del swapped
         values = [tape.values[n].copy() for n in outputs]
         plan = Replay(self, tape, (inputs, tensors), (outputs, found), entry, leaves, kept)
-        self.plans[key] = [plan, *self.plans.get(key, ())][: self.keep]
-        self.plan, self.recordings = plan, self.recordings + 1
+        self._keep(key, plan)
         return plan.returned(values)
 
+    def _keep(self, key, plan):
+        "Keep the `plan` for calls of that `key`."
+        self.plans[key] = [plan, *self.plans.get(key, ())][: self.keep]
+        self.plan, self.recordings = plan, self.recordings + 1
+
 # %% ../../nbs/74_capture.ipynb #1de922a7
+def _own_way(function, tensors):
+    "How the backend of the arrays records, if it has a way of its own."
+    arrays = [t.array for t in tensors] + [slot.value for slot in _slots(function)]
+    backends = (_find(type(a)) for a in arrays)
+    return next((backend.record for backend in backends if backend), None)
+
+
 def _rest(nest):
     "What `nest` has besides Tensors, as text."
 

@@ -157,7 +157,7 @@ class DataLoader:
         drop_last=False,  # whether to leave out a last batch that is smaller than the others
         generator=None,  # draws the orders if `shuffle`; None for the default one
         prefetch=0,  # how many batches a thread keeps ready; 0 for no thread
-        pin_memory=None,  # a device that shall find batches where it fetches them itself; True: cuda
+        pin_memory=None,  # a device that is to fetch batches by itself; True means `"cuda"`
     ):
         _check_dataset(dataset)
         _check_order(batch_size, shuffle, sampler, batch_sampler, drop_last)

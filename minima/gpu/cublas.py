@@ -182,10 +182,14 @@ def _together(a, b):
 class Pretended:
     "cuBLAS, as its documentation describes it, in the memory of the host."
 
-    def __init__(self):
+    def __init__(
+        self,
+        launch=lambda act: act(),  # does what is launched, now or later
+    ):
         for name in SIGNATURES:
             setattr(self, name, lambda *args: 0)
-        self.cublasGemmStridedBatchedEx = lambda *args: _pretended(*args)
+        multiply = lambda *args: launch(lambda: _pretended(*args)) and 0
+        self.cublasGemmStridedBatchedEx = multiply
 
 
 def _pretended(_, turn_a, turn_b, m, n, k, one, *rest):

@@ -82,7 +82,6 @@ class Door:
     ):
         self.cupy, self.put_words = cupy, cupy.RawKernel(_PUT, "put_words")
         self.under_way = deque()  # events, and the memory that the card reads until they are done
-        self.closed = False  # whether a graph is captured, which would read old memory later
 
     def write(
         self,
@@ -97,22 +96,23 @@ class Door:
     def bring(
         self,
         numbers,  # an array of NumPy's
+        captured=False,  # whether a graph is captured, which would read old memory later
     ):
         "A copy of `numbers` on the current device."
         out = self.cupy.empty(numbers.shape, numbers.dtype)
         if 0 < numbers.nbytes <= 8 * WORDS:
             self.write(out, numbers)
+        elif captured:
+            raise RuntimeError(
+                f"an array of shape {numbers.shape} would be copied from the host, and in each "
+                "replay be the same: make it outside, and pass it in"
+            )
         elif numbers.nbytes:
             self._send(out, numbers)
         return out
 
     def _send(self, out, numbers):
         "Let the card fetch `numbers` by itself."
-        if self.closed:
-            raise RuntimeError(
-                f"an array of shape {numbers.shape} would be copied from the host while a step is "
-                "captured, and in each replay be the same: make it outside, and pass it in"
-            )
         pinned = numbers if self._is_pinned(numbers) else self.pinned(numbers)
         stream = self.cupy.cuda.get_current_stream()
         out.data.copy_from_host_async(pinned.ctypes.data, pinned.nbytes, stream)
@@ -145,6 +145,9 @@ _ONE_STEP = frozenset(
 )  # rules that round once anyway, and so need not compute with wider numbers
 
 
+_INTEGERS = frozenset(kind for kind in numpy_backend.narrow if kind.kind in "biu")
+
+
 class Cuda(Backend):
     "CuPy on the GPUs of this machine."
 
@@ -157,6 +160,7 @@ class Cuda(Backend):
         name="cuda",  # what its devices are called
     ):
         self.cupy, self.cublas, self.door = cupy, Cublas(cublas, cupy), Door(cupy)
+        self.tape = None  # what writes down numbers, while a graph is captured
         count = cupy.cuda.runtime.getDeviceCount()
         self.devices = [Device(f"{name}:{i}") for i in range(count)]
         replaced = dict(matmul=self.cublas.matmul, asarray=self._asarray)
@@ -190,11 +194,27 @@ class Cuda(Backend):
         elif hasattr(data, "__cuda_array_interface__"):
             data = self.cupy.asarray(data)
         else:
-            return self.door.bring(np.asarray(data, as_dtype(dtype)))
+            return self._brought(np.asarray(data, as_dtype(dtype)))
         return data if dtype in (None, data.dtype) else self.xp.astype(data, dtype)
 
+    def _brought(self, numbers):
+        "NumPy's `numbers`, on the current device."
+        found = None if self.tape is None else self.tape.put(numbers)
+        return self.door.bring(numbers, self.tape is not None) if found is None else found
+
+    @property
+    def lifts(self):
+        "While a graph is captured: what to hand a kernel for its arguments."
+        return self.tape and self.tape.lifts
+
     def to_numpy(self, array):
+        if self.tape is not None:
+            self.tape.refuse_reading()
         return self.beside(array).asnumpy(array)
+
+    def check_unasked(self, array):
+        where = f"this Tensor is on {self.device_of(array)}, where NumPy cannot read"
+        raise TypeError(f"{where}: .numpy() copies it to the CPU")
 
     def pinned(self, array):
         return self.door.pinned(array)
@@ -226,9 +246,11 @@ class Cuda(Backend):
 
     def reading(self, rule, kernels):
         read = self.kernel(kernels)
-        takes_halves = read is not None or rule.__name__ in _ONE_STEP
+        takes_halves = rule.__name__ in _ONE_STEP
+        if read is not None:
+            takes_halves = getattr(read, "takes_halves", False)  # a kernel says so itself
         read = self._following(read or rule) if len(self.devices) > 1 else read or rule
-        return read, frozenset() if takes_halves else self.narrow
+        return read, _INTEGERS if takes_halves else self.narrow
 
     def _following(self, read):
         "`read`, on the device of its arrays; so are its pullbacks."
