@@ -22,7 +22,7 @@ from minima.autograd import Tensor, from_dlpack, grad
 from minima.backend import backend_of, get_backend, kernels_off, register
 from minima.gpu import cards
 from minima.gpu.cublas import _TYPES, Cublas, Pretended, distance, layout
-from minima.gpu.library import WORDS, Cuda
+from minima.gpu.library import pretended
 from minima.random import manual_seed
 from minima.testing import check_backend, mock
 from minima.trainer import Trainer
@@ -30,17 +30,10 @@ from minima.trainer import Trainer
 GPU = "mock"
 
 
-def put_words(*args):
-    "What the kernel of that name does."
-    words, (out, size) = np.array(args[:WORDS], np.uint64), args[WORDS:]
-    out.reshape(-1).view(np.uint8)[:] = words.view(np.uint8)[:size]
-
-
 @pytest.fixture(scope="module")
 def backend():
-    mock.twins["put_words"] = put_words
     mock.reset(devices=2)
-    yield register(Cuda(mock, Pretended(mock.launch), GPU))
+    yield register(pretended(GPU))
     del registry._by_name[GPU], registry._by_type[mock.ndarray]
 
 

@@ -5,7 +5,7 @@ import weakref
 
 import numpy as np
 import pytest
-from test_cuda import GPU, put_words, quiet
+from test_cuda import GPU, quiet
 from test_optim import SETTINGS, label
 
 import minima as mi
@@ -14,17 +14,15 @@ from minima import nn, optim
 from minima.autograd import Tensor
 from minima.backend import register
 from minima.capture import CaptureError, capture
-from minima.gpu.cublas import Pretended
 from minima.gpu.graphs import with_graphs
-from minima.gpu.library import Cuda
+from minima.gpu.library import pretended
 from minima.testing import mock
 
 
 @pytest.fixture(scope="module")
 def backend():
-    mock.twins["put_words"] = put_words
     mock.reset()
-    yield register(with_graphs(Cuda(mock, Pretended(mock.launch), GPU)))
+    yield register(with_graphs(pretended(GPU)))
     del registry._by_name[GPU], registry._by_type[mock.ndarray]
 
 
