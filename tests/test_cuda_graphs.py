@@ -1,7 +1,11 @@
 "Captured steps as CUDA graphs, on a pretended card: the same numbers, and nothing copied."
 
 import gc
+import json
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -268,3 +272,14 @@ def test_a_kernel_takes_the_rate_by_address_and_the_momentum_by_value(sgd_kernel
     for x, y in batches(3):
         step(x, y)
     assert step.recordings == 2
+
+
+def test_the_script_for_gpus_runs_to_its_end_without_one(torch, tmp_path):
+    script, found = Path(__file__).parent.parent / "benchmarks" / "gpu.py", tmp_path / "found.json"
+    command = [sys.executable, str(script), "--mock", "--json", str(found)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    lines = json.loads(found.read_text())["lines"]
+    assert len(lines) > 50 and "pretended" in done.stdout and "cannot" not in done.stdout
+    (right,) = [line["value"] for line in lines if line["what"].startswith("operators that agree")]
+    assert right == 1

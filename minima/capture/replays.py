@@ -38,7 +38,7 @@ import numpy as np
 
 from ..autograd import Tensor, is_grad_enabled, wrap
 from ..autograd.tape import _owner, read_through, wrote_into
-from ..backend import Kernels, _find, get_default_dtype
+from ..backend import Kernels, _by_type, get_default_dtype
 from .plan import AGAIN, Plan
 from .recorded import CaptureError, Number, Tape, _refuse
 from .recorder import _lifting, recorder
@@ -278,7 +278,7 @@ class Captured:
 def _own_way(function, tensors):
     "How the backend of the arrays records, if it has a way of its own."
     arrays = [t.array for t in tensors] + [slot.value for slot in _slots(function)]
-    backends = (_find(type(a)) for a in arrays)
+    backends = (_by_type.get(type(a)) for a in arrays)
     return next((backend.record for backend in backends if backend), None)
 
 

@@ -124,11 +124,8 @@ class Words(Tape):
 @contextmanager
 def _captured(backend, words):
     "A list, in which the graph of what is launched in a `with` block is found afterwards."
-    cuda, found = backend.cupy.cuda, []
-    stream, pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
-    with stream:
-        backend.cublas.handle()  # which would allocate
-    collects = gc.isenabled()
+    cuda, stream, found = backend.cupy.cuda, backend.side_stream(), []
+    pool, collects = cuda.MemoryPool(), gc.isenabled()
     try:
         gc.disable()
         with stream, cuda.using_allocator(pool.malloc):

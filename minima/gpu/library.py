@@ -170,6 +170,7 @@ class Cuda(Backend):
         name="cuda",  # what its devices are called
     ):
         self.cupy, self.cublas, self.door = cupy, Cublas(cublas, cupy), Door(cupy)
+        self._sides = {}  # a stream to be captured, for each device
         self.tape = None  # what writes down numbers, while a graph is captured
         count = cupy.cuda.runtime.getDeviceCount()
         self.devices = [Device(f"{name}:{i}") for i in range(count)]
@@ -186,6 +187,14 @@ class Cuda(Backend):
 
     def _current(self):
         return self.cupy.cuda.runtime.getDevice()
+
+    def side_stream(self):
+        "A stream that can be captured, with a handle for products; the same one each time."
+        if self._current() not in self._sides:
+            self._sides[self._current()] = stream = self.cupy.cuda.Stream(non_blocking=True)
+            with stream:
+                self.cublas.handle()  # which allocates
+        return self._sides[self._current()]
 
     def _on(self, index):
         "A `with` block in which device `index` is the current one."
