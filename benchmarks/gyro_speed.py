@@ -8,9 +8,11 @@ import torch
 import minima as mi
 from minima import nn, optim
 
-BATCH, SIGMA, TAU, BLOCK = 256, 256, 16, 128
-DENSE, MASKS, BLOCKS = "minima, dropout", "minima, gyro masks", "minima, gyro blocks"
-TORCH, PRODUCTS = "torch, dropout", "numpy, products only"
+BATCH, SIGMA, TAU = 256, 256, 16
+DENSE, MASKS, TORCH = "minima, dropout", "minima, gyro masks", "torch, dropout"
+BLOCKS = {f"minima, gyro blocks of {n}": n for n in (64, 128, 256)}
+PRODUCTS = "numpy, products only"
+KINDS = DENSE, MASKS, *BLOCKS, TORCH
 
 
 def model(kind, sizes):
@@ -19,10 +21,10 @@ def model(kind, sizes):
     mi.manual_seed(0)
     schedule = nn.GyroSchedule(1000, sigma=SIGMA, tau=TAU)
     for pair in zip(sizes, sizes[1:-1]):
-        gyro = kind in (MASKS, BLOCKS)
-        drop = nn.GyroDropout(schedule=schedule, block=BLOCK) if gyro else library.Dropout(0.5)
+        gyro, block = kind == MASKS or kind in BLOCKS, BLOCKS.get(kind, 128)
+        drop = nn.GyroDropout(schedule=schedule, block=block) if gyro else library.Dropout(0.5)
         layers += library.Linear(*pair), library.ReLU(), drop
-    container = nn.GyroSequential if kind == BLOCKS else library.Sequential
+    container = nn.GyroSequential if kind in BLOCKS else library.Sequential
     return container(*layers, library.Linear(*sizes[-2:]))
 
 
@@ -75,25 +77,27 @@ def products(sizes, g):
 
 
 def compare(title, rivals, goal):
-    "Measure and print all `rivals`, and how blocks stand beside dense dropout here and in torch."
+    "Measure and print all `rivals`, and how blocks stand beside dense dropout, here and in torch."
     times = measure(rivals, calls=1, rounds=21)
     report(title, times)
-    print(f"  blocks beside {DENSE}: {times[DENSE] / times[BLOCKS]:.2f} (goal {goal})")
-    print(f"  blocks beside {TORCH}: {times[TORCH] / times[BLOCKS]:.2f} (goal 1.5)")
+    for kind, block in BLOCKS.items():
+        dense, torchs = times[DENSE] / times[kind], times[TORCH] / times[kind]
+        print(f"  blocks of {block:3}: {dense:.2f} x {DENSE} (goal {goal}), ", end="")
+        print(f"{torchs:.2f} x {TORCH} (goal 1.5)")
 
 
 if __name__ == "__main__":
     environment()
-    print(f"batch {BATCH}, tau {TAU}, blocks of {BLOCK}")
+    print(f"batch {BATCH}, tau {TAU}")
     rng = np.random.default_rng(0)
     for sizes in ((784, 2048, 10), (784, 2048, 2048)):
         x, g = (rng.normal(size=(BATCH, n)).astype("float32") for n in (sizes[0], sizes[-1]))
-        rivals = {kind: passes(kind, sizes, x, g) for kind in (DENSE, MASKS, BLOCKS, TORCH)}
+        rivals = {kind: passes(kind, sizes, x, g) for kind in KINDS}
         rivals[PRODUCTS] = products(sizes, g)
         compare(f"layer pair {sizes}, forward and backward", rivals, 1.6)
 
     sizes = 784, 2048, 2048, 10
     x, y = rng.normal(size=(BATCH, 784)).astype("float32"), rng.integers(0, 10, BATCH)
-    rivals = {kind: step(kind, sizes, x, y) for kind in (DENSE, MASKS, BLOCKS, TORCH)}
+    rivals = {kind: step(kind, sizes, x, y) for kind in KINDS}
     rivals[PRODUCTS] = products(sizes, rng.normal(size=(BATCH, 10)).astype("float32"))
     compare(f"training step {sizes}, SGD", rivals, 1.3)

@@ -67,4 +67,6 @@ def environment():
         pools = (pool.get("architecture") for pool in threadpool_info())
         core = ", ".join(sorted({core for core in pools if core}))
     print(f"python {platform.python_version()}, numpy {np.__version__}, torch {torch.__version__}")
+    path = os.environ.get("MKL_ENABLE_INSTRUCTIONS", "of the processor")
     print(f"BLAS {blas['name']} {blas['version']}, core type {core}, one thread each")
+    print(f"PyTorch's MKL: instructions {path}")

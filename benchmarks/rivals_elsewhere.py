@@ -82,7 +82,7 @@ def tinygrad(sizes, x, y):
     from tinygrad import Tensor, TinyJit
     from tinygrad.nn.optim import Adam
 
-    p = [Tensor(a, requires_grad=True) for a in start(sizes)]
+    p = [Tensor(a) for a in start(sizes)]  # each is a parameter, as all are
     x, y, adam = Tensor(x), Tensor(y.astype("int32")), Adam(p, lr=RATE)
 
     @TinyJit

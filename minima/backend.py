@@ -294,13 +294,12 @@ def _find(array_type):
 # %% ../nbs/00_backend.ipynb #121f829c
 # ---- kernels ----
 
-_compiled = os.environ.get("MINIMA_NUMBA", "1") != "0"  # whether there shall be compiled kernels
-
 
 class Kernels:
     "The kernels of one function: by the name of a backend, what is called there in its place."
 
     on = os.environ.get("MINIMA_KERNELS", "1") != "0"  # whether kernels are used
+    compiled = os.environ.get("MINIMA_NUMBA", "1") != "0"  # whether there shall be compiled ones
     watchers = []  # what is called when that changes
 
     def __init__(self):
@@ -314,7 +313,7 @@ class Kernels:
     ):
         "A decorator for the kernel on `backend`; or, with `home`, a note where it will be found."
         if home is not None:
-            self.homes.setdefault(backend, []).extend([home] * (_compiled or not compiled))
+            self.homes.setdefault(backend, []).extend([home] * (Kernels.compiled or not compiled))
             return None
         return lambda function: self.known.__setitem__(backend, function) or function
 

@@ -520,6 +520,6 @@ def test_kernels_that_cannot_be_imported_for_another_reason_are_named(doubling):
 
 def test_without_compiled_kernels_their_modules_are_not_imported(doubling, monkeypatch):
     double, found_in = doubling
-    monkeypatch.setattr(backend, "_compiled", False)
+    monkeypatch.setattr(backend.Kernels, "compiled", False)
     found_in(KERNEL, compiled=True)
     assert double(Tensor([1.0])).tolist() == [2.0] and "some_kernels" not in sys.modules

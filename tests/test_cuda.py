@@ -410,9 +410,10 @@ def test_a_handle_is_made_once_for_a_stream_with_a_workspace_of_its_own(card):
     for name in ("cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2"):
         setattr(library, name, lambda *args, name=name: asked.append(name) or 0)
     ours, x = Cublas(library, mock), mock.ones((2, 2))
-    for _ in range(2):
+    streams = [mock.cuda.Stream(non_blocking=True) for _ in range(2)]
+    for stream in streams * 2:
         ours.matmul(x, x)
-        with mock.cuda.Stream(non_blocking=True):
+        with stream:
             ours.matmul(x, x)
     assert asked[:3] == ["cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2"]
     assert len(asked) == 9 and len(ours.handles) == 3

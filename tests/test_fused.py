@@ -202,14 +202,14 @@ def test_kernels_that_are_registered_have_the_defaults_of_the_rule(kernel):
     before = dropout_add_layer_norm.readings.kernels.known["cpu"]
     x, draw = Tensor(some((4, 6)) * 0.01), Tensor(words(1, 2))
     try:
-        register_parts(made_by(kernel))
+        register_parts(made_by(kernel), "cpu")
         assert dropout_add_layer_norm.readings.kernels.known["cpu"] is not before
         y = dropout_add_layer_norm(x, draw=draw)
         np.testing.assert_allclose(y, F.layer_norm(x, (6,)), rtol=1e-10)
         y, z = norm_and_sum(x, draw=draw, p=0.5)
         np.testing.assert_allclose(y, F.layer_norm(z, (6,)), rtol=1e-10)
     finally:
-        register_parts(made_by(norms or fused))
+        register_parts(made_by(norms or fused), "cpu", *["recorder"] * (norms is not None))
 
 
 @pytest.mark.skipif(norms is None, reason="numba is not installed, so nothing is compiled")

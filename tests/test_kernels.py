@@ -1,10 +1,14 @@
 "Each compiled kernel against its rule: values, gradients, layouts, NaN, threads, and what is left."
 
+import ast
+import inspect
 import itertools
 import os
 import subprocess
 import sys
+import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +25,7 @@ numba = pytest.importorskip("numba", reason="numba is not installed, so there ar
 if os.environ.get("MINIMA_NUMBA") == "0":
     pytest.skip("MINIMA_NUMBA=0, so there are no kernels", allow_module_level=True)
 
-from minima.kernels import cpu, linear, optim
+from minima.kernels import cpu, linear, norms, optim
 
 xp = numpy_backend.xp
 COMPILED = {
@@ -396,12 +400,12 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(monkeypatch):
     def without_a_place(function, cache=False, **how):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
-        return "compiled", function, how
+        return SimpleNamespace(function=function, how=how, _compile_for_args=None)
 
     monkeypatch.setattr(numba, "njit", without_a_place)
-    kind, function, how = cpu.compiled("contract")(len)
-    assert (kind, function) == ("compiled", len)
-    assert how == {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    loop = cpu.compiled("contract")(len)
+    assert loop.function is len
+    assert loop.how == {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
 
 
 @pytest.mark.parametrize("module, name", [(cpu, "_silu"), (linear, "_gelu"), (cpu, "_softmax")])
@@ -422,3 +426,109 @@ def test_nothing_is_promised_about_nan():
                 allowed = function.targetoptions["fastmath"] or set()
                 assert allowed <= {"contract", "reassoc"}, function
                 assert not function.targetoptions.get("parallel")
+
+
+# ---- bits ----
+
+
+def innermost(function):
+    "The loops in `function` that have no loop inside, as syntax trees."
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function.py_func)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.For) and not any(
+            isinstance(inner, ast.For) for part in node.body for inner in ast.walk(part)
+        ):
+            yield node
+
+
+@pytest.mark.parametrize("module", [cpu, linear, norms, optim], ids=lambda m: m.__name__)
+def test_no_loop_both_writes_and_adds_up(module):
+    "Else its sum depends on where arrays lie. The next test cannot place those inside a function."
+    for function in vars(module).values():
+        if not isinstance(function, numba.core.dispatcher.Dispatcher):
+            continue
+        for loop in innermost(function):
+            nodes = [node for part in loop.body for node in ast.walk(part)]
+            stores = {type(n) for n in nodes if isinstance(getattr(n, "ctx", None), ast.Store)}
+            adds = any(isinstance(n, ast.AugAssign) and type(n.target) is ast.Name for n in nodes)
+            allowed = function.targetoptions["fastmath"] or set()
+            assert not (ast.Subscript in stores and adds and "reassoc" in allowed), function
+
+
+def written(function):
+    "The arguments into which `function` writes, by what its text assigns."
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(function.py_func))).body
+    whose = {a.arg: a.arg for a in tree.args.args}  # names, and of which argument they are a part
+    found = set()
+
+    def first(node):
+        while isinstance(node, ast.Subscript | ast.Attribute | ast.Call):
+            node = node.func if isinstance(node, ast.Call) else node.value
+        return getattr(node, "id", None)
+
+    def assign(target, value):
+        if isinstance(target, ast.Tuple):
+            values = value.elts if isinstance(value, ast.Tuple) else [value] * len(target.elts)
+            for pair in zip(target.elts, values):
+                assign(*pair)
+        elif isinstance(target, ast.Subscript):
+            found.add(whose.get(first(target)))
+        elif isinstance(value, ast.Subscript | ast.Call | ast.IfExp):
+            value = value.orelse if isinstance(value, ast.IfExp) else value
+            whose[target.id] = whose.get(first(value))
+
+    for node in ast.walk(tree):
+        for target in node.targets if isinstance(node, ast.Assign) else ():
+            assign(target, node.value)
+        if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Subscript):
+            assign(node.target, node.value)
+    return found - {None}
+
+
+@pytest.mark.parametrize("module", [cpu, linear, norms, optim], ids=lambda m: m.__name__)
+def test_loops_mark_what_they_write_into(module):
+    "A plan relies on it."
+    for function in vars(module).values():
+        if isinstance(function, numba.core.dispatcher.Dispatcher):
+            assert written(function) <= {*function.py_func.__annotations__}, function
+
+
+def side_by_side(arrays, draw):
+    "Copies of `arrays` that lie close to each other, in any order and at any distance."
+    order, at, found = draw.permutation(len(arrays)), draw.integers(16), [None] * len(arrays)
+    memory = np.zeros(sum(a.size for a in arrays) + 80 * len(arrays), arrays[0].dtype)
+    for k in order:
+        found[k] = memory[at : at + arrays[k].size].reshape(arrays[k].shape)
+        found[k][...] = arrays[k]
+        at += arrays[k].size + draw.integers(40)
+    return found
+
+
+DRAW = np.array([1, 2], "uint64"), 9000, 1.2
+ROW_LOOPS = {  # by name, a loop over rows, and how many arrays of one row it takes
+    "softmax": (cpu._softmax, 2), "softmax, back": (cpu._softmax_back, 3),
+    "log_softmax": (cpu._log_softmax, 2), "log_softmax, back": (cpu._log_softmax_back, 3),
+    "norm": (lambda x, z, y, weight, bias, mean, r: norms._forward_rows(
+        x, x[:0], weight[0], bias[0], DRAW[0], 0, 1.0, 1e-5, z, y, mean[0], r[0]), 7),
+    "norm, dropped": (lambda x, residual, z, y, weight, bias, mean, r: norms._forward_rows(
+        x, residual, weight[0], bias[0], *DRAW, 1e-5, z, y, mean[0], r[0]), 8),
+    "norm, back": (lambda g, h, x, z, dx, dz, weight, dw, db: norms._backward_rows(
+        g, h, x, x, weight[0], *DRAW, x[:, 0], x[:, 1], z, dx, dz, dw[0], db[0],
+    ), 9),
+    "a sum": (lambda x: cpu.total_of(x[0]), 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("width", [8, 17, 24])
+@pytest.mark.parametrize("name", ROW_LOOPS)
+def test_bits_do_not_depend_on_where_arrays_lie(name, width, dtype):
+    loop, count = ROW_LOOPS[name]
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        arrays, results = [*rng.normal(size=(count, 1, width)).astype(dtype)], set()
+        for _ in range(30):
+            args = side_by_side(arrays, rng)
+            result = loop(*args)
+            results.add(repr(result).encode() + b"".join(a.tobytes() for a in args))
+        assert len(results) == 1

@@ -72,7 +72,7 @@ class _Inside:
         self.since = _next_order()
         with enable_grad(), replay_draws(self.draws):
             outputs = [t for t in tensors_in(self.compute()) if t._order >= self.since]
-        again = list({id(t): t for t in outputs if t.requires_grad}.values())
+        again = [*dict.fromkeys(t for t in outputs if t.requires_grad)]
         if (shapes := [t.shape for t in again]) != self.shapes:
             raise RuntimeError(
                 "checkpoint ran its function again, which returned something else: shapes "
@@ -81,11 +81,11 @@ class _Inside:
         self.waiting = dict(enumerate(again))
 
     def gradients(self, i, g, create_graph):
-        "Gradients by id of the tensor, if output number `i` has the cotangent `g`."
+        "Gradients by tensor, if output number `i` has the cotangent `g`."
         if i not in self.waiting:
             self.run_again()
         out = self.waiting.pop(i)
-        cotangents = {id(out): g}
+        cotangents = {out: g}
         with enable_grad():
             history = _history([out], self.since)
             shared = bool(self.waiting)  # with outputs that are still to be walked back from
@@ -102,7 +102,7 @@ class _Inside:
                 t = needed[k]
                 if memo.get("g") is not g:  # the first source's turn: one run serves them all
                     memo.update(g=g, found=self.gradients(i, g, create_graph))
-                found = memo["found"].get(id(t))
+                found = memo["found"].get(t)
                 if k == len(self.sources) - 1:
                     memo.clear()
                 if found is None:

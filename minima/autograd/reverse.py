@@ -48,15 +48,15 @@ def backward(
     retain_graph=False,  # keep the graph for another walk
 ):
     "Add the gradient of this tensor to the `grad` of every leaf that it was made from."
-    cotangents = {id(output): _first_cotangent(output, gradient, create_graph)}
+    cotangents = {output: _first_cotangent(output, gradient, create_graph)}
     history = _history([output])
     _walk_back(history, cotangents, create_graph, retain_graph)
     for t in reversed(history):
         if t._order >= 0:
             break  # only leaves up to here
         if t._hooks is not None:
-            cotangents[id(t)] = t._hooks(t, cotangents[id(t)])
-        _accumulate(t, cotangents.pop(id(t)))  # held by nobody else: it may be taken over
+            cotangents[t] = t._hooks(t, cotangents[t])
+        _accumulate(t, cotangents.pop(t))  # held by nobody else: it may be taken over
 
 
 Tensor.backward = backward
@@ -67,8 +67,7 @@ def _history(
     since=0,  # tensors that were recorded before count as leaves
 ):
     "The tensors behind `outputs` (included) that want a gradient, newest first; leaves come last."
-    found = list(outputs)
-    seen = {id(t) for t in found}
+    found, seen = [*outputs], {*outputs}
     for t in found:
         if t._order < since:
             continue
@@ -78,9 +77,8 @@ def _history(
                 "it. Pass retain_graph=True to the first backward() if you need two."
             )
         for a, _ in t._edges:
-            key = id(a)
-            if key not in seen:
-                seen.add(key)
+            if a not in seen:
+                seen.add(a)
                 found.append(a)
     found.sort(key=attrgetter("_order"), reverse=True)
     return found
@@ -88,10 +86,10 @@ def _history(
 
 def _walk_back(
     history,  # tensors, newest first
-    cotangents,  # by id of tensor; holds those of the outputs, and receives those of the leaves
+    cotangents,  # by tensor; holds those of the outputs, and receives those of the leaves
     create_graph=False,  # read the rules again, on Tensors, so that the walk is itself recorded
     retain_graph=False,  # leave the graph as it is
-    keep=(),  # ids of other tensors whose cotangents shall stay
+    keep=(),  # other tensors whose cotangents shall stay
     since=0,  # tensors that were recorded before count as leaves
 ):
     "Hand every cotangent on to the arguments its tensor was made from."
@@ -99,17 +97,14 @@ def _walk_back(
     get, take = cotangents.get, cotangents.pop
     if keep:
         take = lambda key: cotangents[key] if key in keep else cotangents.pop(key)
-    i = len(history) - 1
-    while i > 0 and history[i]._order < since:
-        i -= 1
-    notes = _written_since(history[i]._order)  # usually none
-    for t in history:
-        if t._order < since:
-            break  # only leaves from here on
-        key = id(t)
+    old = len(history)  # from here on, only leaves
+    while old and history[old - 1]._order < since:
+        old -= 1
+    notes = _written_since(history[max(old - 1, 0)]._order)  # usually none
+    for t in history[:old]:
         if t._hooks is not None:
-            cotangents[key] = t._hooks(t, cotangents[key])
-        g = take(key)
+            cotangents[t] = t._hooks(t, cotangents[t])
+        g = take(t)
         if notes:
             _check_unwritten(t, notes, create_graph)
         edges = _read_again(t) if create_graph else t._edges
@@ -120,9 +115,8 @@ def _walk_back(
             array = a.array
             if ga.shape != array.shape or ga.dtype is not array.dtype:
                 ga = _unbroadcast(ga, array)
-            key = id(a)
-            so_far = get(key)
-            cotangents[key] = ga if so_far is None else so_far + ga
+            so_far = get(a)
+            cotangents[a] = ga if so_far is None else so_far + ga
 
 
 def _pulled(pull, g, leaf):
@@ -327,16 +321,16 @@ def grad(
     cotangents = {}
     for t, g in zip(outputs, gradients, strict=True):
         g = _first_cotangent(t, g, create_graph)
-        cotangents[id(t)] = cotangents[id(t)] + g if id(t) in cotangents else g
-    history = _history({id(t): t for t in outputs}.values())
-    _walk_back(history, cotangents, create_graph, retain_graph, keep={id(t) for t in inputs})
+        cotangents[t] = cotangents[t] + g if t in cotangents else g
+    history = _history(dict.fromkeys(outputs))
+    _walk_back(history, cotangents, create_graph, retain_graph, keep={*inputs})
     for t in inputs:
-        if t.is_leaf and t._hooks is not None and id(t) in cotangents:
-            cotangents[id(t)] = t._hooks(t, cotangents[id(t)])
-    unused = [i for i, t in enumerate(inputs) if id(t) not in cotangents]
+        if t.is_leaf and t._hooks is not None and t in cotangents:
+            cotangents[t] = t._hooks(t, cotangents[t])
+    unused = [i for i, t in enumerate(inputs) if t not in cotangents]
     if unused and not allow_unused:
         raise RuntimeError(f"inputs {unused} were not used; allow_unused=True gives None for them")
-    found = [cotangents.get(id(t)) for t in inputs]
+    found = map(cotangents.get, inputs)
     return tuple(
         g if g is None or isinstance(g, Tensor) else wrap(backend_of(t.array).copy(g))
         for t, g in zip(inputs, found)

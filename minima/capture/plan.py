@@ -16,7 +16,9 @@ others. All calls that can do so write into their array by `out=`.
 What always holds: calls are made in the order in which they were recorded, with arrays of the same
 strides, so the bits are the same.
 
-What is left out: fusing calls, and changing their order.
+With `fuses=True`, runs of calls become compiled loops (see `fusion`), in the same order.
+
+What is left out: changing the order of calls.
 """
 
 # %% ../../nbs/73_plan.ipynb #782fd080
@@ -25,6 +27,7 @@ from functools import partial
 
 import numpy as np
 
+from .fusion import fuse
 from .recorded import _ALLOCATING, Number, Ref, _again
 
 # %% ../../nbs/73_plan.ipynb #5411971b
@@ -47,30 +50,38 @@ class Plan:
         outputs,  # the numbers of the arrays that are returned
         kept,  # numbers of other arrays that somebody holds from now on
         check,  # whether to fill memory with NaN as soon as its numbers are not needed any more
+        fuses=False,  # whether runs of calls become compiled loops
     ):
         self.tape, self.inputs, self.outputs, self.check = tape, inputs, outputs, check
         roots = tape.roots
         self.stay = {roots[n] for n in (*tape.given.values(), *outputs, *kept)}
         self.moving = {roots[n] for n in inputs}
         self.moving |= {i.out for i in tape.instructions if i.fresh and i.out not in self.stay}
-        self.written = {roots[i.out] for i in tape.instructions if i.old}
+        self.written = {roots[n] for i in tape.instructions for n in i.writes}
         self.known, self.names, self.told = {}, {}, []
-        self._drop_dead()
+        self._drop_dead(tape.instructions)
+        self.fused = ()
+        if fuses:
+            instructions, self.fused = fuse(self.instructions, tape, self.stay)
+            self._drop_dead(instructions)
         self._find_last()
         self._lay_out()
 
     def _is_view(self, i):
         "Whether instruction `i` makes a view of another array."
-        return i.out is not None and not i.old and self.tape.roots[i.out] != i.out
+        return i.out is not None and not i.writes and self.tape.roots[i.out] != i.out
 
-    def _drop_dead(self):
+    def _drop_dead(self, instructions):
         "Leave out what nobody reads, and what depends on nothing."
         roots, wanted, kept = self.tape.roots, set(self.stay), []
-        for i in reversed(self.tape.instructions):
+        for i in reversed(instructions):
             refs = i.refs()
-            if i.out is not None and roots[i.out] not in wanted:
+            made = i.writes or {i.out} - {None}
+            if made and wanted.isdisjoint(roots[n] for n in made):
                 continue
-            if not (i.old or i.out is None or len(refs) > 1 or i.numbers() or i.f in _ALLOCATING):
+            if not (
+                i.writes or i.out is None or len(refs) > 1 or i.numbers() or i.f in _ALLOCATING
+            ):
                 self.stay.add(i.out)  # its value will do, unless it is written into
                 if i.out not in self.written:
                     continue
@@ -94,7 +105,7 @@ class Plan:
             if self._is_view(i):
                 if tape.roots[i.out] not in self.moving:
                     self.arrays[i.out] = i.f(*self._with(i.args), **i.settings)
-            elif i.out in self.moving or i.old:
+            elif i.out in self.moving or i.writes:
                 pass
             elif i.out is not None and i.out not in self.arrays and isinstance(value, np.ndarray):
                 fits = sorted((b for b in free if b.nbytes >= value.nbytes), key=lambda b: b.nbytes)
@@ -172,7 +183,7 @@ class Plan:
             if writes and isinstance(value, np.ndarray):
                 args.append(f"out={self.text(i.out)}")
             call = f"{self.name(i.f, _plain_name(i.f))}({', '.join(args)})"
-            if i.out is None or i.old or (writes and isinstance(value, np.ndarray)):
+            if i.out is None or i.writes or (writes and isinstance(value, np.ndarray)):
                 return call
         if view or i.out in self.moving or not isinstance(value, np.ndarray):
             return f"t{i.out} = {call}"

@@ -142,6 +142,14 @@ class Recorded:
         "`np.reshape`."
         return self.tape.call(np.reshape, self, shape[0] if isinstance(shape[0], tuple) else shape)
 
+    def astype(self, dtype, order="K"):
+        "A copy with another dtype, or order in memory."
+        return self.tape.call(np.array, self, dtype=dtype, order=order)
+
+    def call_loop(self, loop, *args):
+        "Call a compiled loop, and write that down."
+        return self.tape.call_loop(loop, args)
+
     def __len__(self):
         return len(self.value)
 
@@ -161,7 +169,7 @@ class Recorded:
     __bool__ = __float__ = __int__ = __index__ = __array__ = __dlpack__ = _refuse_reading
 
 # %% ../../nbs/70_recorded.ipynb #218dabb1
-for _name in ("shape", "ndim", "size", "dtype", "nbytes", "base"):
+for _name in ("shape", "ndim", "size", "dtype", "nbytes", "base", "flags"):
     _ask = operator.attrgetter(f"value.{_name}")
     setattr(Recorded, _name, property(_ask, doc=f"The value's `{_name}`."))
 
@@ -201,10 +209,18 @@ class Ref(int):
 
 
 class Instruction:
-    "A call: `f(*args, **settings)`, into the array `out`, which it makes unless it is `old`."
+    "A call: `f(*args, **settings)`, which makes the array `out`, or writes into arrays."
 
-    def __init__(self, f, args, settings, out, old, where):
-        self.f, self.args, self.settings, self.out, self.old = f, args, settings, out, old
+    def __init__(
+        self,
+        f,
+        args,
+        settings,
+        out,  # the number of the array that it returns, or None
+        writes,  # the numbers of arrays that were there before, and are changed
+        where,  # what is at work
+    ):
+        self.f, self.args, self.settings, self.out, self.writes = f, args, settings, out, writes
         self.where, self.fresh = where, False  # whether `f` makes an array that nobody else has
 
     def refs(self):
@@ -335,7 +351,7 @@ class Tape:
                 return a
         self.quiet = self.quiet or "ignore" in np.geterr().values()
         if out is not None:
-            self.note(f, args, settings, out.number, old=True)
+            self.note(f, args, settings, out.number, [out])
             return out
         value, args = np.asarray(value), args[1:] if f in _LIKE else args
         a = args[0] if args else None
@@ -353,12 +369,20 @@ class Tape:
     def write(self, f, array, *args):
         "`f(array, *args)`, which writes into `array`."
         f(array.value, *self.real(args))
-        self.note(f, (array, *args), {}, array.number, old=True)
+        self.note(f, (array, *args), {}, array.number, [array])
 
-    def note(self, f, args, settings, out, old=False):
+    def call_loop(self, loop, args):
+        "Call a compiled loop, which writes into those of `args` that it has marked."
+        loop(*self.real(args))
+        marks = loop.py_func.__annotations__
+        given = zip(loop.py_func.__code__.co_varnames, args)
+        self.note(loop, args, {}, None, [a for name, a in given if name in marks])
+
+    def note(self, f, args, settings, out, writes=()):
         "Write down an instruction."
         args, settings = self.ref(args), {name: self.ref(a) for name, a in settings.items()}
-        self.instructions.append(Instruction(f, args, settings, out, old, _where()))
+        writes = {self.ref(a) for a in writes if a is not None}
+        self.instructions.append(Instruction(f, args, settings, out, writes, _where()))
 
 # %% ../../nbs/70_recorded.ipynb #87d2f710
 def _again(array):

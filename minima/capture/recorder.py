@@ -10,8 +10,9 @@ __doc__ = """
 The recorder: a backend whose arrays are `Recorded`, and whose functions write down their calls.
 
 It is found by the type of its arrays, as any backend is. So rules, losses and optimizers run on it,
-and do not know it. Kernels that are made of NumPy's functions are followed; compiled ones are
-called as a whole: one instruction for the value, and one for each gradient.
+and do not know it. Kernels that are made of `xp`'s functions and of compiled loops are followed: a
+loop is an instruction. Those that call NumPy itself are called as a whole: one instruction for the
+value, and one for each gradient.
 
 What is left out: operations with two values in one kernel.
 """
@@ -115,7 +116,7 @@ class Recorder(Backend):
         tape.note(numpy_backend.check_indices, (array, size), {}, None)
 
     def kernel(self, kernels):
-        "NumPy's kernel, to be followed; a compiled one, to be called as a whole."
+        "The CPU's kernel: to be followed, if it is registered here too; else to be called whole."
         own, plain = kernels.find("cpu"), kernels.find(self.name)
         return plain if own is plain else partial(_whole, own)
 
@@ -126,7 +127,7 @@ recorder = _by_type[Recorded] = Recorder("recorder", _Namespace(), Recorded)
 
 # %% ../../nbs/71_recorder.ipynb #d7867d96
 def _whole(kernel, xp, *arrays, **settings):
-    "Call a compiled `kernel` as one instruction, and each of its pullbacks as another."
+    "Call a `kernel` as one instruction, and each of its pullbacks as another."
     if not all(isinstance(s, _PLAIN) for s in settings.values()):
         _refuse(f"{kernel.__name__}, a kernel with more than one value,", "Use kernels_off().")
     tape = _at_work()

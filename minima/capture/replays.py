@@ -17,12 +17,14 @@ graphs. The recorder is a backend, so nothing that it records knows of it.
 What always holds:
 
 - a replay computes the bits that the function would have computed, and leaves them where it would;
+  with numba installed, runs of its calls are fused to loops, unless `fuse=False` says otherwise,
+  and then sums and exponentials differ by a rounding;
 - what a plan depends on (shapes, dtypes, modes, which arrays, what a model is made of) is looked at
   before each replay; if it has changed, the function is run and recorded anew;
 - an optimizer's numbers (learning rate, steps) are looked up in each replay, and draws drawn;
 - a function that needs a value while it is recorded is refused with an error, and nothing changes.
 
-What is left out: fused loops, GPUs, control flow that depends on values. Other side effects of the
+What is left out: GPUs, control flow that depends on values. Other side effects of the
 function than on Tensors and optimizers (what it prints, what it appends to a list) happen when it
 is run or recorded, not when it is replayed; one that counts is refused.
 """
@@ -39,6 +41,7 @@ import numpy as np
 from ..autograd import Tensor, is_grad_enabled, wrap
 from ..autograd.tape import _owner, read_through, wrote_into
 from ..backend import Kernels, _by_type, get_default_dtype
+from .fusion import can_fuse
 from .plan import AGAIN, Plan
 from .recorded import CaptureError, Number, Tape, _refuse
 from .recorder import _lifting, recorder
@@ -59,7 +62,7 @@ class Replay(Plan):
             new = id(t.array) not in held and n not in [m for m, _ in self.parameters]
             self.parameters.append((n, new))
         moving = [n for n, new in self.parameters if new]
-        super().__init__(tape, moving, outputs[0], kept, captured.check)
+        super().__init__(tape, moving, outputs[0], kept, captured.check, captured.fuses())
         self.shape = map_tensors(lambda t: wrap(np.zeros(0)), outputs[1])
         self.write([*self._looks(slots, entry), *self._numbers(slots, leaves)], self._ends(slots))
         tape.close()
@@ -179,8 +182,10 @@ class Captured:
         fallback,  # None, or "eager" to run what cannot be captured as it is
         check,  # whether memory that is not needed any more is filled with NaN
         keep,  # how many plans
+        fuse,  # whether calls become compiled loops; None where there is a compiler
     ):
         self.function, self.fallback, self.check, self.keep = function, fallback, check, keep
+        self.fuse = fuse
         self.plans, self.warm, self.recordings, self.plan = {}, {}, 0, None
         self.refused = False
         update_wrapper(self, function)
@@ -203,6 +208,10 @@ class Captured:
                 self.plan = plan
                 return found
         return self._anew(key, tensors, args, kwargs)
+
+    def fuses(self):
+        "Whether a plan that is made now is fused."
+        return Kernels.compiled and Kernels.on and can_fuse() if self.fuse is None else self.fuse
 
     def _anew(self, key, tensors, args, kwargs):
         "Run the function as it is; or record it, if it finds everything as it was left by that."
@@ -325,10 +334,13 @@ def capture(
     fallback=None,  # "eager" runs what cannot be captured as it is, with a warning
     check=False,  # whether memory that is not needed any more is filled with NaN, to find mistakes
     keep=8,  # how many plans for the same shapes and modes
+    fuse=None,  # whether runs of calls become compiled loops; None: where kernels are compiled
 ):
     "`function`, recorded at its second call and replayed from then on; `.plan` says what it does."
     if fallback not in (None, "eager"):
         raise ValueError(f"fallback is None or 'eager'; got {fallback!r}")
     if function is None:
-        return partial(capture, fallback=fallback, check=check, keep=keep)
-    return Captured(function, fallback, check, keep)
+        return partial(capture, fallback=fallback, check=check, keep=keep, fuse=fuse)
+    if fuse and not can_fuse():
+        raise ImportError("fuse=True needs numba: pip install 'minima[fast]'")
+    return Captured(function, fallback, check, keep, fuse)

@@ -20,11 +20,13 @@ from numba.extending import overload
 from .. import operators as ops
 from . import in_place
 from minima.kernels.cpu import (
+    OUT,
     _constants,
     _exp,
     _fits,
     _flat,
     _inlined,
+    _kernel,
     _kinds,
     _loop,
     _mapped,
@@ -64,13 +66,13 @@ def _normal_cdf_of(x):
 
 # %% ../../nbs/67_kernels_linear.ipynb #d754c5c7
 @_loop
-def _gelu(x, y):
+def _gelu(x, y: OUT):
     for i in range(x.size):
         y[i] = x[i] * _normal_cdf(x[i])
 
 
 @_loop
-def _gelu_back(x, g, d):
+def _gelu_back(x, g, d: OUT):
     half, density = x.dtype.type(-0.5), x.dtype.type((2 * pi) ** -0.5)
     for i in range(x.size):
         a = x[i]
@@ -78,7 +80,7 @@ def _gelu_back(x, g, d):
 
 
 @_loop
-def _gelu_by_tanh(x, y):
+def _gelu_by_tanh(x, y: OUT):
     c, d = x.dtype.type((8 / pi) ** 0.5), x.dtype.type(0.044715)
     for i in range(x.size):
         a = x[i]
@@ -86,7 +88,7 @@ def _gelu_by_tanh(x, y):
 
 
 @_loop
-def _gelu_by_tanh_back(x, g, out):
+def _gelu_by_tanh_back(x, g, out: OUT):
     c, d = x.dtype.type((8 / pi) ** 0.5), x.dtype.type(0.044715)
     one, three = x.dtype.type(1), x.dtype.type(3)
     for i in range(x.size):
@@ -98,7 +100,7 @@ def _gelu_by_tanh_back(x, g, out):
 _GELUS = {"none": (_gelu, _gelu_back), "tanh": (_gelu_by_tanh, _gelu_by_tanh_back)}
 
 
-@ops.gelu.kernel("cpu")
+@_kernel(ops.gelu)
 def gelu(xp, a, *, approximate="none"):
     "`gelu` in one pass, forward and backward."
     if not _fits(a) or approximate not in _GELUS:
@@ -110,7 +112,7 @@ def gelu(xp, a, *, approximate="none"):
 
 
 @_loop
-def _bias_relu(y, bias):
+def _bias_relu(y: OUT, bias):
     zero = y.dtype.type(0)
     for i in range(y.shape[0]):
         row = y[i]
@@ -120,7 +122,7 @@ def _bias_relu(y, bias):
 
 
 @_loop
-def _bias_relu_back(y, g, d):
+def _bias_relu_back(y, g, d: OUT):
     zero, one = y.dtype.type(0), y.dtype.type(1)
     for i in range(y.shape[0]):
         row, up, out = y[i], g[i], d[i]
@@ -143,5 +145,4 @@ def bent(xp, y, bias, activation):
 
 
 _BENDS = dict(gelu=gelu, silu=silu, sigmoid=sigmoid, tanh=tanh)
-linear = in_place.linear_by(bent)
-ops.linear.kernel("cpu")(linear)
+linear = _kernel(ops.linear)(in_place.linear_by(bent))

@@ -24,7 +24,7 @@ import numpy as np
 
 from .. import operators as ops
 from ..autograd.tape import asked_once
-from .cpu import _loop, compiled, draw_bits
+from .cpu import OUT, _kernel, _loop, compiled, draw_bits, total_of
 from ..operators.fused import register_parts, rows_parts
 
 # %% ../../nbs/68_kernels_norm.ipynb #540d281a
@@ -39,29 +39,27 @@ def _bits_of_row(i, dim, draw, words):
     return words.reshape(-1).view(np.uint16)[skip:]
 
 
-@compiled("reassoc")  # no product and sum in one, so that both ways make the same numbers
-def _fill_total(i, x, residual, bits, least, scale, out):
-    "Row `i` of dropout(`x`) + `residual`, in `out`; returns its sum."
-    row, zero = x[i], out.dtype.type(0)
-    kept, total = out.dtype.type(scale), zero
+@compiled()  # no product and sum in one, so that both ways make the same numbers
+def _fill(i, x, residual, bits, least, scale, out: OUT):
+    "Row `i` of dropout(`x`) + `residual`, in `out`."
+    row, zero, kept = x[i], out.dtype.type(0), out.dtype.type(scale)
     if least > 0:
         for j in range(out.size):
             out[j] = row[j] * (kept if bits[j] >= least else zero)
-            total += out[j]
     else:
         for j in range(out.size):
             out[j] = row[j]
-            total += out[j]
     if residual.shape[0] > 0:
-        other, total = residual[i], zero
+        other = residual[i]
         for j in range(out.size):
             out[j] += other[j]
-            total += out[j]
-    return total
 
 
 @_loop
-def _forward_rows(x, residual, weight, bias, draw, threshold, scale, eps, z, y, mean, r):
+def _forward_rows(
+    x, residual, weight, bias, draw, threshold, scale, eps,
+    z: OUT, y: OUT, mean: OUT, r: OUT,
+):  # fmt: skip
     one, zero, dim = x.dtype.type(1), x.dtype.type(0), x.dtype.type(x.shape[1])
     least, words = np.uint16(threshold), np.empty((x.shape[1] // 8 + 2, 4), np.uint32)
     bits, row = words.reshape(-1).view(np.uint16), np.empty(x.shape[1], x.dtype)
@@ -69,8 +67,8 @@ def _forward_rows(x, residual, weight, bias, draw, threshold, scale, eps, z, y, 
         if least > 0:
             bits = _bits_of_row(i, x.shape[1], draw, words)
         a = row if z.shape[0] == 0 else z[i]
-        m = _fill_total(i, x, residual, bits, least, scale, a) / dim
-        total, rest = zero, zero
+        _fill(i, x, residual, bits, least, scale, a)
+        m, total, rest = total_of(a) / dim, zero, zero
         for j in range(a.size):
             c = a[j] - m
             total += c * c
@@ -87,27 +85,33 @@ _TOGETHER = 64  # rows whose part of a sum over rows is added up first
 
 
 @compiled("reassoc")  # no product and sum in one: a row of equal numbers must get zeros
-def _backward_rows(g, h, x, residual, weight, draw, threshold, scale, mean, r, z, dx, dz, dw, db):
+def _backward_rows(
+    g, h, x, residual, weight, draw, threshold, scale, mean, r, z,
+    dx: OUT, dz: OUT, dw: OUT, db: OUT,
+):  # fmt: skip
     zero, dim = x.dtype.type(0), x.dtype.type(x.shape[1])
     least, words = np.uint16(threshold), np.empty((x.shape[1] // 8 + 2, 4), np.uint32)
     bits, total = words.reshape(-1).view(np.uint16), np.empty(x.shape[1], x.dtype)
     kept = x.dtype.type(scale)
     part_w, part_b = np.zeros(x.shape[1], x.dtype), np.zeros(x.shape[1], x.dtype)
+    dw[:] = zero
+    db[:] = zero
     for i in range(x.shape[0]):
         if least > 0:
             bits = _bits_of_row(i, x.shape[1], draw, words)
         if z.shape[0] == 0:
-            _fill_total(i, x, residual, bits, least, scale, total)
+            _fill(i, x, residual, bits, least, scale, total)
         a = total if z.shape[0] == 0 else z[i]
         up, out, out_z = g[i], dx[i], dz[i % dz.shape[0]]
         m, s, along, across = mean[i], r[i], zero, zero
         for j in range(a.size):
-            n, u = (a[j] - m) * s, up[j] * weight[j]
+            u = up[j] * weight[j]
             along += u
-            across += u * n
-            part_w[j] += up[j] * n
-            part_b[j] += up[j]
+            across += u * ((a[j] - m) * s)
         along, across = along / dim, across / dim
+        for j in range(a.size):
+            part_w[j] += up[j] * ((a[j] - m) * s)
+            part_b[j] += up[j]
         for j in range(a.size):
             n = (a[j] - m) * s
             out_z[j] = (up[j] * weight[j] - along - n * across) * s
@@ -133,14 +137,14 @@ _NO_DRAW = np.zeros(2, np.uint64)
 
 def _or_none(a, like):
     "`a`, or for None a matrix without rows."
-    return like[:0] if a is None else a
+    return np.empty((0, like.shape[1]), like.dtype) if a is None else a
 
 
 def _row(a, fill, like):
     "`a`, lying in one piece, or for None a row of `fill`."
     if a is None:
         return np.full(like.shape[1], fill, like.dtype)
-    return a if a.flags.carray else np.array(a, order="C")
+    return a if a.flags.carray else a.astype(a.dtype, order="C")
 
 
 def _as_numbers(drop):
@@ -151,26 +155,27 @@ def _as_numbers(drop):
     return draw, min(round(p * 65536), 65535), 1 / (1 - p) if p < 1 else 0.0
 
 
-def _forward(x, residual, weight, bias, drop, eps, z):
+def _forward(xp, x, residual, weight, bias, drop, eps, z):
     "The norm of all rows, their means, and what they were multiplied by."
-    y, (mean, r) = np.empty_like(x), np.empty((2, len(x)), x.dtype)
+    y, mean, r = xp.empty_like(x), xp.empty(len(x), x.dtype), xp.empty(len(x), x.dtype)
     affine = _row(weight, 1, x), _row(bias, 0, x)
     args = _or_none(residual, x), *affine, *_as_numbers(drop), float(eps), _or_none(z, x)
     _forward_rows(x, *args, y, mean, r)
     return y, mean, r
 
 
-def _backward(g, h, x, residual, weight, drop, mean, r, z):
+def _backward(xp, g, h, x, residual, weight, drop, mean, r, z):
     "The gradients of x, residual, weight and bias, for cotangents `g` of y and `h` of z, or None."
-    dx, dw, db = np.empty_like(x), np.zeros(x.shape[1], x.dtype), np.zeros(x.shape[1], x.dtype)
-    dz = dx if drop is None else np.empty_like(x if residual is not None else x[:1])
+    dx, dw, db = xp.empty_like(x), xp.empty(x.shape[1], x.dtype), xp.empty(x.shape[1], x.dtype)
+    rows = len(x) if residual is not None else 1
+    dz = dx if drop is None else xp.empty((rows, x.shape[1]), x.dtype)
     weight, z = _row(weight, 1, x), _or_none(z, x)
     args = _or_none(h, x), x, _or_none(residual, x), weight, *_as_numbers(drop), mean, r, z
     _backward_rows(g, *args, dx, dz, dw, db)
     return dx, dz, dw, db
 
 
-_compiled_parts = register_parts(rows_parts(_forward, _backward))
+_compiled_parts = register_parts(rows_parts(_forward, _backward), "cpu", "recorder")
 
 # %% ../../nbs/68_kernels_norm.ipynb #3cf02696
 def _shaped(a, shape):
@@ -178,7 +183,7 @@ def _shaped(a, shape):
     return a if a is None or a.shape == shape else a.reshape(shape)
 
 
-@ops.normalize.kernel("cpu")
+@_kernel(ops.normalize)
 def normalize(xp, x, weight=None, bias=None, *, axis, eps):
     "`normalize` over the last axes, in one pass each way."
     axes = {i % x.ndim for i in (axis if isinstance(axis, tuple) else (axis,))} if x.ndim else {}

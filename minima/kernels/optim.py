@@ -21,7 +21,7 @@ What is left out: the other optimizers, which are used less.
 # %% ../../nbs/69_kernels_optim.ipynb #df46e6e8
 import numpy as np
 
-from .cpu import _fits, _plain, compiled
+from .cpu import OUT, _fits, _plain, compiled
 from ..optim.optimizers import _adam, _sgd
 
 # %% ../../nbs/69_kernels_optim.ipynb #a0689bf7
@@ -29,7 +29,10 @@ _exactly = compiled()
 
 
 @_exactly
-def _adam_loop(p, g, m, v, largest, sign, shrink, decay, beta1, rest1, beta2, rest2, eps, rate):
+def _adam_loop(
+    p: OUT, g, m: OUT, v: OUT, largest: OUT,
+    sign, shrink, decay, beta1, rest1, beta2, rest2, eps, rate,
+):  # fmt: skip
     real = p.dtype.type
     sign, shrink, decay, eps, rate = real(sign), real(shrink), real(decay), real(eps), real(rate)
     beta1, rest1, beta2, rest2 = real(beta1), real(rest1), real(beta2), real(rest2)
@@ -51,6 +54,7 @@ def _in_place(*arrays):
     return all(_fits(a) and a.dtype == given[0].dtype for a in given)
 
 
+@_adam.kernel("recorder")
 @_adam.kernel("cpu")
 def adam(
     p,  # the parameter, changed in place
@@ -79,14 +83,14 @@ def adam(
         *flat,
         -1.0 if maximize else 1.0,
         1.0 - lr * weight_decay if decoupled else 1.0,
-        0.0 if decoupled else float(weight_decay),
+        0.0 if decoupled else 1.0 * weight_decay,
         float(beta1), 1.0 - beta1, float(beta2), 1.0 - beta2,
         eps * root, lr * root / (1 - beta1**t),
     )  # fmt: skip
 
 # %% ../../nbs/69_kernels_optim.ipynb #c7d9da9b
 @_exactly
-def _sgd_loop(p, g, buffer, sign, decay, momentum, share, nesterov, lr):
+def _sgd_loop(p: OUT, g, buffer: OUT, sign, decay, momentum, share, nesterov, lr):
     real = p.dtype.type
     sign, decay, momentum, share, lr = (
         real(sign), real(decay), real(momentum), real(share), real(lr)
@@ -101,6 +105,7 @@ def _sgd_loop(p, g, buffer, sign, decay, momentum, share, nesterov, lr):
         p[i] -= lr * e
 
 
+@_sgd.kernel("recorder")
 @_sgd.kernel("cpu")
 def sgd(
     p,  # the parameter, changed in place
@@ -126,6 +131,6 @@ def sgd(
     _sgd_loop(
         *flat,
         -1.0 if maximize else 1.0,
-        float(weight_decay), float(momentum), 1.0 if first else 1.0 - dampening,
-        bool(nesterov), float(lr),
+        1.0 * weight_decay, 1.0 * momentum, 1.0 if first else 1.0 - dampening,
+        bool(nesterov), 1.0 * lr,
     )  # fmt: skip

@@ -183,13 +183,13 @@ def _fits(x, residual, weight, bias):
 def _like_rows(a, dim, dtype):
     "`a` as a matrix of rows that lie one behind the other, copied if need be; None stays None."
     if a is not None and not (a.flags.carray and a.dtype == dtype):
-        a = np.array(a, dtype, order="C")  # or it may not be written into, which numba minds
+        a = a.astype(dtype, order="C")  # or it may not be written into, which numba minds
     return a if a is None else a.reshape(-1, dim)
 
 
 def rows_parts(
-    forward,  # of x, residual, weight, bias, drop, eps, z: fills z unless None; y, mean, scale
-    backward,  # of g, h, x, residual, weight, drop, mean, scale, z: the four gradients
+    forward,  # of a library, x, residual, weight, bias, drop, eps, z; gives y, mean, scale
+    backward,  # of a library, g, h, x, residual, weight, drop, mean, scale, z: four gradients
 ):
     "The parts of the operation, made by two functions of matrices of rows."
 
@@ -197,16 +197,16 @@ def rows_parts(
         if not _fits(x, residual, weight, bias):
             return _parts(library, x, residual, weight, bias, draw, p, eps)
         shape, dim, dtype = x.shape, x.shape[-1], x.dtype
-        drop = None if draw is None or p == 0 else (p, np.asarray(draw, np.uint64))
+        drop = None if draw is None or p == 0 else (p, library.asarray(draw, np.uint64))
         x, residual = _like_rows(x, dim, dtype), _like_rows(residual, dim, dtype)
-        z = np.empty_like(x) if wants_z else None
-        y, mean, r = forward(x, residual, weight, bias, drop, eps, z)
+        z = library.empty_like(x) if wants_z else None
+        y, mean, r = forward(library, x, residual, weight, bias, drop, eps, z)
         last = [None, None, {}]  # two cotangents, and the gradients that nobody has fetched yet
 
         def fetch(i, g, h):
             if last[0] is not g or last[1] is not h or i not in last[2]:
                 both = _like_rows(g, dim, dtype), _like_rows(h, dim, dtype)
-                found = backward(*both, x, residual, weight, drop, mean, r, z)
+                found = backward(library, *both, x, residual, weight, drop, mean, r, z)
                 last[:] = g, h, dict(enumerate(found))
             a = last[2].pop(i)
             return a.reshape(shape) if i < 2 and len(shape) != 2 else a
@@ -221,18 +221,20 @@ def rows_parts(
 
 def register_parts(
     parts,  # what `rows_parts` returned
+    *backends,  # where: on the CPU, and for a recorder if it can follow
 ):
-    "Let the operation and its twin with two values be read by `parts` on the CPU."
+    "Let the operation and its twin with two values be read by `parts`."
 
-    @dropout_add_layer_norm.kernel("cpu")
     def norm(xp, x, residual=None, weight=None, bias=None, draw=None, *, p=0.0, eps=1e-5):
         y, _, pulls = parts(xp, x, residual, weight, bias, draw, p, eps, False)
         return y, *pulls
 
-    @_norm_and_sum.kernel("cpu")
     def both(xp, x, residual=None, weight=None, bias=None, draw=None, *, p, eps, gate):
         return gate.open(xp, *parts(xp, x, residual, weight, bias, draw, p, eps, True))
 
+    for backend in backends:
+        dropout_add_layer_norm.kernel(backend)(norm)
+        _norm_and_sum.kernel(backend)(both)
     return parts
 
 # %% ../../nbs/11_fused.ipynb #ff5992ea
@@ -262,7 +264,7 @@ def _total(x, residual, rows, factors, out):
     return a if residual is None else np.add(a, residual[rows], out=out)
 
 
-def _forward(x, residual, weight, bias, drop, eps, z):
+def _forward(library, x, residual, weight, bias, drop, eps, z):
     "The norm of all rows, their means, and what they were multiplied by."
     pieces, dim = _pieces(x), x.shape[1]
     y, (mean, r) = np.empty_like(x), np.empty((2, len(x), 1), x.dtype)
@@ -287,7 +289,7 @@ def _forward(x, residual, weight, bias, drop, eps, z):
     return y, mean, r
 
 # %% ../../nbs/11_fused.ipynb #1a352eac
-def _backward(g, h, x, residual, weight, drop, mean, r, z):
+def _backward(library, g, h, x, residual, weight, drop, mean, r, z):
     "The gradients of x, residual, weight and bias, for cotangents `g` of y and `h` of z, or None."
     pieces, dim = _pieces(x), x.shape[1]
     dx, (dw, db) = np.empty_like(x), np.zeros((2, dim), x.dtype)
@@ -316,6 +318,6 @@ def _backward(g, h, x, residual, weight, drop, mean, r, z):
     return dx, dz, dw, db
 
 
-_numpy_parts = register_parts(rows_parts(_forward, _backward))
-dropout_add_layer_norm.kernel("cpu", "minima.kernels.norms")  # compiled, if numba is there
-_norm_and_sum.kernel("cpu", "minima.kernels.norms")
+_numpy_parts = register_parts(rows_parts(_forward, _backward), "cpu")
+for _operation in (dropout_add_layer_norm, _norm_and_sum):
+    _operation.kernel("cpu", "minima.kernels.norms")  # compiled, if numba is there

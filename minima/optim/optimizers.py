@@ -60,7 +60,8 @@ def _sgd(
     p -= lr * g
 
 
-_sgd.kernel("cpu", "minima.kernels.optim")
+for _backend in ("cpu", "recorder"):
+    _sgd.kernel(_backend, "minima.kernels.optim")
 
 # %% ../../nbs/33_optimizers.ipynb #0b992436
 @replaceable
@@ -102,7 +103,8 @@ def _adam(
     p -= d
 
 
-_adam.kernel("cpu", "minima.kernels.optim")
+for _backend in ("cpu", "recorder"):
+    _adam.kernel(_backend, "minima.kernels.optim")
 
 # %% ../../nbs/33_optimizers.ipynb #32496ec3
 # ---- the books ----
