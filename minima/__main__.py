@@ -14,7 +14,7 @@ Every layer of minima takes part: data are loaded and shuffled, a model computes
 walked back, an optimizer steps, and an evaluation that records nothing says how good the model
 has become. The exit status is 1 if too few test pictures are recognised (95 % of the digits, 85 %
 of the clothes), and 2 if the data are not there, so a script can rely on it. The same seed gives
-the same accuracy.
+the same accuracy, also with `--capture`, which records a step once and replays it.
 """
 
 # %% ../nbs/75_main.ipynb #e2e176c3
@@ -54,6 +54,7 @@ def _settings(arguments):
     parser.add_argument("--data", choices=JOBS, default="digits", help="what to learn")
     parser.add_argument("--epochs", type=int, help="passes over the training data")
     parser.add_argument("--seed", type=int, default=0, help="what all randomness follows from")
+    parser.add_argument("--capture", action="store_true", help="record a step, and replay it")
     parser.add_argument("--device", default="cpu", help="where to compute, such as cpu or cuda:0")
     settings = parser.parse_args(arguments)
     if settings.epochs is None:
@@ -79,7 +80,7 @@ def make_model(pixels=64, hidden=(128, 64), classes=10):
     )
 
 # %% ../nbs/75_main.ipynb #e9201c1b
-def make_trainer(train, test, job, epochs, device="cpu", progress_bar=True):
+def make_trainer(train, test, job, epochs, device="cpu", progress_bar=True, capture=False):
     "A Trainer for `epochs` passes over `train`; it is tested on `test` after each."
     model = make_model(job.pixels, job.hidden).to(device)
     optimizer = optim.AdamW(model.parameters(), job.learning_rate)
@@ -92,6 +93,7 @@ def make_trainer(train, test, job, epochs, device="cpu", progress_bar=True):
         schedulers=optim.LambdaLR(optimizer, lambda epoch: 1 - epoch / epochs),
         progress_bar=progress_bar,
         device=device,
+        capture=capture,
     )
 
 # %% ../nbs/75_main.ipynb #c3276abf
@@ -134,7 +136,8 @@ def main(
     except (OSError, ValueError) as error:  # they are missing, or damaged
         print(error, file=sys.stderr)
         return 2
-    trainer = make_trainer(train, test, job, settings.epochs, settings.device)
+    how = dict(device=settings.device, capture=settings.capture)
+    trainer = make_trainer(train, test, job, settings.epochs, **how)
     weights = sum(p.size for p in trainer.state.model.parameters())
     print(f"{len(train)} pictures to learn from, {len(test)} to be tested on; {weights} weights")
 

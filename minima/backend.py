@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['numpy_backend', 'as_dtype', 'is_floating', 'get_default_dtype', 'set_default_dtype', 'Backend', 'register',
-           'get_backend', 'backend_of', 'Kernels', 'replaceable', 'kernels_off', 'Device', 'cpu', 'cuda']
+           'get_backend', 'backend_of', 'Kernels', 'replaceable', 'kernels_off', 'Device', 'cpu', 'cuda', 'received_by']
 
 # %% ../nbs/00_backend.ipynb #2b20101f
 __doc__ = """
@@ -26,6 +26,7 @@ What is left out: no unified memory, no implicit transfers. An array moves when 
 import os
 import warnings
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from importlib import import_module
 from itertools import accumulate
@@ -150,6 +151,15 @@ class Backend:
     def reading(self, rule, kernels):
         "What computes a `rule` here, itself or one of its `kernels`; and what it finds too narrow."
         return self.kernel(kernels) or rule, self.narrow
+
+    def ask(self, function, like, *arrays, **settings):
+        "What `function` of NumPy's arrays makes of `arrays`, as an array where `like` is."
+        found = function(*map(self.to_numpy, arrays), **settings)
+        return self.device_of(like).put(found)
+
+    def look(self, function, *arrays):
+        "Let `function` look at `arrays`, to raise an error if something is wrong with them."
+        function(*arrays)
 
     def check_indices(self, array, size):
         "Raise IndexError unless all of `array` is in [0, size); returns False if it did not look."
@@ -378,6 +388,8 @@ class Device(str):
         cls,
         name="cpu",  # a name, or a Device
     ):
+        if isinstance(name, Device):
+            return name
         kind, colon, index = str(name).partition(":")
         if not kind or (colon and not index.isdecimal()):
             raise RuntimeError(f"a device is named like 'cpu' or 'cuda:1'; got {name!r}")
@@ -412,3 +424,20 @@ def cuda(
 ):
     "The CUDA device number `index`."
     return Device(f"cuda:{index}")
+
+# %% ../nbs/00_backend.ipynb #e5d411c5
+# ---- a door ----
+
+_door = ContextVar("door", default=None)  # what NumPy's arrays go through, in this thread
+
+
+@contextmanager
+def received_by(
+    door,  # makes something else of an array
+):
+    "In a `with` block, and in this thread, NumPy's arrays go through `door` to become Tensors'."
+    token = _door.set(door)
+    try:
+        yield
+    finally:
+        _door.reset(token)

@@ -25,8 +25,8 @@ from copy import copy as copy_of
 
 import numpy as np
 
-from .backend import Device, _find, as_dtype, backend_of, get_backend, get_default_dtype
-from .backend import is_floating
+from .backend import Device, as_dtype, backend_of, get_backend, get_default_dtype
+from .backend import _door, _find, is_floating
 
 # %% ../nbs/01_tensors.ipynb #456d4a00
 def as_array(
@@ -48,10 +48,10 @@ def as_array(
             raise TypeError(
                 f"a Tensor holds real numbers; got {data.dtype.name}: {data.reshape(-1)[:1]}"
             )
-    if device is None and dtype is None:
-        return data
-    home = backend_of(data)
-    return Device(device or home.device_of(data)).put(data, dtype)
+    if device is not None or dtype is not None:
+        data = Device(device or backend_of(data).device_of(data)).put(data, dtype)
+    door = _door.get()
+    return data if door is None or data.__class__ is not np.ndarray else door(data)
 
 # %% ../nbs/01_tensors.ipynb #0c600641
 class ShapeError(RuntimeError, ValueError):

@@ -5,13 +5,13 @@ from functools import partial
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 import minima as mi
-from minima import nn, optim
+from minima import algorithms, nn, optim
 from minima import operators as ops
-from minima.backend import Kernels, kernels_off
+from minima.backend import Backend, Kernels, _by_name, _by_type, kernels_off, register
 from minima.capture import Captured, CaptureError
 
 F = nn.functional
@@ -63,8 +63,8 @@ def memory(model, optimizer):
     return [*found, *(v if isinstance(v, mi.Tensor) else mi.Tensor(v) for v in state)]
 
 
-def agree(make, make_optimizer, data, steps=40, between=lambda i, model, optimizer: None, **more):
-    "Train twice, captured and not, and compare all bits after each step; returns the capture."
+def agree(make, make_optimizer, data, steps=200, between=lambda i, model, optimizer: None, **more):
+    "Train twice, captured and not, and compare bits: losses, draws, and all; returns the capture."
     models = [make(), make()]
     optimizers = [make_optimizer(model.parameters()) for model in models]
     plain, other = (training(m, o, **more) for m, o in zip(models, optimizers))
@@ -77,8 +77,9 @@ def agree(make, make_optimizer, data, steps=40, between=lambda i, model, optimiz
         generator.set_state(state)
         assert equal(captured(x, y), wanted), f"the loss of step {i}"
         assert generator.get_state() == after
-        for a, b in zip(*map(memory, models, optimizers), strict=True):
-            assert equal(a, b), f"after step {i}"
+        if i < 12 or i % 20 == 19:
+            for a, b in zip(*map(memory, models, optimizers), strict=True):
+                assert equal(a, b), f"after step {i}"
         for pair in zip(models, optimizers):
             between(i, *pair)
     return captured
@@ -112,8 +113,50 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer(name):
-    captured = agree(small, OPTIMIZERS[name], batches(), steps=200 if name == "Adam" else 40)
+    captured = agree(small, OPTIMIZERS[name], batches())
     assert captured.recordings == (2 if name == "RAdam" else 1)  # it begins with another formula
+
+
+def gyro(model, clock="model", **settings):
+    "`model` with gyro dropout: eight subnetworks, two at a time, others every ten steps."
+    counts = dict(sigma=8, tau=2, max_iteration=20, max_epoch=2)
+    model = mi.functional.apply_gyro_dropout(model, **counts, **settings)
+    for schedule in schedules(model):
+        schedule.clock = clock
+    return model
+
+
+def schedules(model):
+    "The schedules of gyro dropout in `model`."
+    return [module for module in model.modules() if isinstance(module, nn.GyroSchedule)]
+
+
+def crowd(**settings):
+    "A model with gyro dropout in two layers."
+    inner = [nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 8), nn.Dropout(0.3)]
+    return [gyro(nn.Sequential(*inner, nn.Linear(8, 3)), **settings)]
+
+
+class Embedded(nn.Module):
+    "An embedding whose weights are used twice."
+
+    def __init__(self, **settings):
+        self.embedding = nn.Embedding(7, 3, **settings)
+
+    def forward(self, x):
+        words = ops.astype(ops.abs(x) * 2, "int64") % 7
+        return ops.matmul(ops.mean(self.embedding(words), axis=1), self.embedding.weight.T)[:, :3]
+
+
+class Remembering(nn.Module):
+    "A layer whose forward pass runs again on the way back."
+
+    def __init__(self, inner):
+        self.inner = inner
+        self.run = mi.autograd.checkpoint(inner)
+
+    def forward(self, x):
+        return self.run(x)
 
 
 MODELS = {
@@ -121,22 +164,60 @@ MODELS = {
     "batch norm": lambda: [nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, 3)],
     "residual": lambda: [nn.Residual(nn.Linear(6, 6)), nn.SiLU(), nn.Linear(6, 3)],
     "dropout": lambda: [nn.Linear(6, 8), nn.GELU(), nn.Dropout(0.5), nn.Linear(8, 3)],
+    "two dropouts": lambda: [nn.Dropout(0.1), nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 3)],
+    "a generator": lambda: [nn.Dropout(0.5, mi.random.Generator(3)), nn.Linear(6, 3)],
     "fused": lambda: [nn.Linear(6, 8), nn.FusedDropoutLayerNorm(8, 0.5), nn.Linear(8, 3)],
+    "fused norm": lambda: [nn.Linear(6, 8), nn.FusedLayerNorm(8), nn.Linear(8, 3)],
     "no bias": lambda: [nn.Linear(6, 8, bias=False), nn.Sigmoid(), nn.Linear(8, 3)],
+    "images": lambda: [Pictures(), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(6, 3)],
+    "activations": lambda: [nn.Linear(6, 6), nn.LeakyReLU(), nn.Softplus(), nn.Linear(6, 3)],
+    "softmax": lambda: [nn.Linear(6, 8), nn.Softmax(), nn.Linear(8, 3), nn.LogSoftmax()],
+    "gyro dropout": crowd,
+    "gyro dropout, by layer": lambda: crowd(clock="layer"),
+    "gyro dropout, balanced": lambda: crowd(schedule="balanced", block=2),
+    "gyro dropout, alone": lambda: crowd(shared=False, clock="layer"),
+    "embedding, tied": lambda: [Embedded()],
+    "embedding, padded": lambda: [Embedded(padding_idx=0)],
+    "recomputed": lambda: [Remembering(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)))],
+    "recomputed dropout": lambda: [Remembering(nn.Dropout(0.5)), nn.Linear(6, 3)],
+    "recomputed gyro dropout": lambda: [Remembering(crowd(clock="layer")[0])],
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_layers(name):
+class Pictures(nn.Module):
+    "Rows of six numbers as pictures of 1 by 3 in two colours."
+
+    def forward(self, x):
+        return ops.reshape(x, (-1, 2, 1, 3))
+
+
+def made(name):
+    "A function that makes the model of that name, always the same."
+
     def make():
         mi.manual_seed(0)
         return nn.Sequential(*MODELS[name]())
 
-    assert agree(make, optim.Adam, batches()).recordings == 1
+    return make
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers(name):
+    data = [*batches(), *batches(7, count=1)]  # the last batch is smaller
+    assert agree(made(name), optim.Adam, data).recordings == 2
+
+
+def test_a_crowd_whose_iterations_somebody_else_begins():
+    def between(i, model, optimizer):
+        for schedule in schedules(model):
+            schedule.step()
+
+    make = lambda: gyro(made("dropout")(), clock="hand")
+    assert agree(make, optim.Adam, batches(), between=between).recordings == 1
 
 
 class Words(nn.Module):
-    "An embedding whose weights are used twice."
+    "An embedding of words, whose weights are used twice."
 
     def __init__(self):
         mi.manual_seed(0)
@@ -161,14 +242,24 @@ def test_frozen_parameters():
     assert agree(make, optim.Adam, batches()).recordings == 1
 
 
+WEIGHT = mi.Tensor([0.5, 1.0, 2.0])
 LOSSES = {
-    "cross-entropy": (nn.CrossEntropyLoss(label_smoothing=0.1), "labels"),
+    "cross-entropy": (nn.CrossEntropyLoss(), "labels"),
+    "smoothed": (nn.CrossEntropyLoss(label_smoothing=0.1), "labels"),
+    "weighted": (nn.CrossEntropyLoss(weight=WEIGHT), "labels"),
     "sum": (nn.CrossEntropyLoss(reduction="sum"), "labels"),
+    "of rows": (nn.CrossEntropyLoss(), "rows"),
+    "of log-probabilities": (lambda y, t: nn.NLLLoss()(F.log_softmax(y), t), "labels"),
     "mse": (nn.MSELoss(), "numbers"),
     "l1": (nn.L1Loss(), "numbers"),
     "huber": (nn.HuberLoss(), "numbers"),
+    "smooth l1": (nn.SmoothL1Loss(), "numbers"),
     "yes or no": (nn.BCEWithLogitsLoss(), "chances"),
+    "yes or no, weighted": (nn.BCEWithLogitsLoss(WEIGHT, pos_weight=WEIGHT), "chances"),
+    "chances": (lambda y, t: nn.BCELoss()(ops.sigmoid(y), t), "chances"),
+    "divergence": (lambda y, t: nn.KLDivLoss("batchmean")(F.log_softmax(y), t), "rows"),
 }
+KINDS = {"numbers": lambda t: t, "chances": ops.sigmoid, "rows": F.softmax}
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -176,11 +267,10 @@ def test_losses(name):
     loss_fn, kind = LOSSES[name]
     data = batches()
     if kind != "labels":
-        rows = [mi.Tensor(numbers(32, 3, seed=9 + i)) for i in range(len(data))]
-        rows = [ops.sigmoid(t) for t in rows] if kind == "chances" else rows
+        rows = [KINDS[kind](mi.Tensor(numbers(32, 3, seed=9 + i))) for i in range(len(data))]
         data = [(x, row) for (x, _), row in zip(data, rows)]
     make = lambda p: optim.SGD(p, lr=0.1)
-    assert agree(small, make, data, steps=10, loss_fn=loss_fn).recordings == 1
+    assert agree(small, make, data, loss_fn=loss_fn).recordings == 1
 
 
 @pytest.mark.parametrize("kind", [2.0, 1.0, np.inf])
@@ -191,15 +281,37 @@ def test_clipping(kind):
     assert agree(small, optim.Adam, batches(), clip=clip).recordings == 1
 
 
-def test_a_schedule_needs_no_recording():
-    schedules = {}
+SCHEDULES = {
+    "cosine": lambda o: optim.CosineAnnealingLR(o, 40),
+    "steps": lambda o: optim.StepLR(o, 30),
+    "one cycle": lambda o: optim.OneCycleLR(o, 0.1, total_steps=201),  # of betas, too
+    "by a function": lambda o: optim.LambdaLR(o, lambda t: 1 / (1 + t)),
+    "a row": lambda o: optim.SequentialLR(
+        o, [optim.LinearLR(o), optim.ExponentialLR(o, 0.99)], [9]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_needs_no_recording(name):
+    made = {}
 
     def between(i, model, optimizer):
-        schedule = schedules.setdefault(optimizer, optim.CosineAnnealingLR(optimizer, 40))
-        schedule.step()
+        made.setdefault(optimizer, SCHEDULES[name](optimizer)) if i == 0 else None
+        made[optimizer].step()
 
-    captured = agree(small, optim.Adam, batches(), between=between)
-    assert captured.recordings <= 2  # the first schedule.step() adds "initial_lr" to the groups
+    captured = agree(small, optim.AdamW, batches(), between=between)
+    assert captured.recordings == 1
+
+
+def test_settings_of_an_optimizer_need_no_recording():
+    def between(i, model, optimizer):
+        group = optimizer.param_groups[0]
+        group.update(lr=0.01 / (1 + i), betas=(0.9 - i / 1000, 0.99), eps=1e-8 * (i + 1))
+        group["weight_decay"] = 0.01 + i / 1000
+
+    captured = agree(small, optim.AdamW, batches(), between=between)
+    assert captured.recordings <= 2  # decay of 0 is another formula
 
 
 def test_a_smaller_batch_has_a_plan_of_its_own():
@@ -310,6 +422,39 @@ def test_random_programs(data):
     assert captured.recordings == 1
 
 
+KINDS_OF_LAYERS = [
+    lambda: nn.Linear(6, 6), lambda: nn.Linear(6, 6, bias=False), nn.ReLU, nn.Tanh, nn.GELU,
+    lambda: nn.LayerNorm(6), lambda: nn.BatchNorm1d(6), lambda: nn.Dropout(0.5),
+    lambda: nn.FusedDropoutLayerNorm(6, 0.3), lambda: nn.Residual(nn.Linear(6, 6)),
+    lambda: nn.Residual(nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.2))),
+    lambda: nn.GyroDropout(5, 2, 0.4, 8, 2), lambda: nn.Softmax(), nn.Sigmoid,
+]  # fmt: skip
+
+
+@settings(max_examples=30)
+@given(some.data())
+def test_random_models(data):
+    "Any layers in a row, some frozen or used twice; any optimizer and loss; batches of two sizes."
+    draw = lambda things: data.draw(some.sampled_from([*things]))
+    kinds = [draw(KINDS_OF_LAYERS) for _ in range(data.draw(some.integers(1, 5)))]
+    frozen, tied = data.draw(some.sets(some.integers(0, 4))), data.draw(some.booleans())
+    clip = draw([None, lambda p: optim.clip_grad_norm_(p, 0.1)])
+    loss, kind = LOSSES[draw(["cross-entropy", "smoothed", "weighted", "sum"])]
+
+    def make():
+        mi.manual_seed(0)
+        layers = [kind() for kind in kinds]
+        for i in frozen & {*range(len(layers))}:
+            layers[i].requires_grad_(False)
+        layers += layers[:1] * tied
+        return nn.Sequential(*layers, nn.Linear(6, 3))
+
+    sizes = [*batches(count=2), *batches(7, count=1)]
+    optimizer = OPTIMIZERS[draw(["SGD", "momentum", "Adam", "AdamW", "RMSProp"])]
+    with np.errstate(all="ignore"):
+        assert agree(make, optimizer, sizes, steps=9, loss_fn=loss, clip=clip).recordings == 2
+
+
 # ---- guards ----
 
 
@@ -343,7 +488,7 @@ def operate(model, optimizer):
     model[0].weight, model[0].bias = model[0].weight, nn.Parameter(mi.zeros(1, 8))
 
 
-def settings(model, optimizer):
+def other_betas(model, optimizer):
     optimizer.param_groups[0]["betas"] = (0.8, 0.99)
 
 
@@ -360,6 +505,44 @@ def no_gradients(model, optimizer):
     optimizer.zero_grad()
 
 
+def unfreeze(model, optimizer):
+    freeze(model, optimizer) if model[0].weight.requires_grad else None
+    model[0].weight.requires_grad_(True)
+
+
+def assign(model, optimizer):
+    weights = {path: t.clone() for path, t in model.state_dict().items()}
+    model.load_state_dict(weights, assign=True)
+
+
+def move(model, optimizer):
+    model.to("cpu")
+
+
+def exchange(model, optimizer):
+    algorithms.replace(model, nn.ReLU, lambda old: nn.Tanh(), optimizer)
+
+
+def put_in(model, optimizer):
+    model.insert(2, nn.Softplus())
+
+
+def hook(model, optimizer):
+    model[0].register_forward_hook(lambda module, args, output: output * 2)
+
+
+def another_forward(model, optimizer):
+    model[1].forward = lambda x: ops.tanh(x)
+
+
+def add_group(model, optimizer):
+    optimizer.add_param_group({"params": [nn.Parameter(mi.ones(2))]})
+
+
+def less_to_do(model, optimizer):
+    del optimizer.state[optimizer.param_groups[0]["params"].pop(0)]
+
+
 def write(model, optimizer):
     model[0].weight.array[...] = 0.1
 
@@ -368,7 +551,9 @@ def write(model, optimizer):
     "change, recordings",
     [
         (change_mode, 2), (freeze, 2), (replace_data, 2), (load, 1), (load_optimizer, 2),
-        (operate, 2), (settings, 2), (rate, 1), (steps, 3), (no_gradients, 2), (write, 1),
+        (operate, 2), (other_betas, 1), (rate, 1), (steps, 3), (no_gradients, 2), (write, 1),
+        (unfreeze, 1), (assign, 2), (move, 1), (exchange, 2), (put_in, 2), (hook, 2),
+        (another_forward, 2), (add_group, 2), (less_to_do, 2),
     ],
 )  # fmt: skip
 def test_what_changes_is_noticed(change, recordings):
@@ -387,6 +572,60 @@ def test_another_dtype_is_noticed():
 
     data = batches(count=1) * 10 + [(x.to("float64"), y) for x, y in batches(count=1)] * 10
     assert agree(small, optim.Adam, data, steps=20, between=between).recordings == 2
+
+
+METHODS = {
+    "gyro dropout": lambda m, o: mi.functional.apply_gyro_dropout(m, 8, 2, 0.5, optimizers=o),
+    "fused norms": lambda m, o: mi.functional.apply_fused_layernorm(m, o),
+    "stochastic depth": lambda m, o: mi.functional.apply_stochastic_depth(m, 0.0, optimizers=o),
+    "freezing": lambda m, o: mi.functional.freeze_layers(m, layers=1, optimizers=o),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_surgery_is_noticed(name):
+    def make():
+        mi.manual_seed(0)
+        inner = nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Dropout(0.1))
+        return nn.Sequential(nn.Linear(6, 8), nn.Residual(inner), nn.Linear(8, 3))
+
+    def between(i, model, optimizer):
+        if i == 9:
+            mi.manual_seed(1)
+            METHODS[name](model, optimizer)
+
+    assert agree(make, optim.Adam, batches(), steps=40, between=between).recordings == 2
+
+
+def test_another_device_is_not_taken_for_this_one():
+    class Marked(np.ndarray):
+        "An array of another library."
+
+    model = small()
+    step = capture(training(model, optim.SGD(model.parameters(), lr=0.1)), fallback="eager")
+    (x, y), *_ = batches()
+    step(x, y), step(x, y)
+    model[0].weight.array = model[0].weight.array.view(Marked)
+    register(Backend("marked", np, Marked))
+    try:
+        step(x, y)
+        with pytest.warns(UserWarning, match="array of type Marked"):
+            step(x, y)
+    finally:
+        del _by_name["marked"], _by_type[Marked]
+
+
+def test_the_default_dtype_is_noticed():
+    f = capture(lambda x: x * mi.ones(3))
+    x = mi.Tensor(np.arange(3))
+    before = mi.get_default_dtype()
+    try:
+        for dtype in ("float32", "float64", "float32", "float64", "float32", "float64"):
+            mi.set_default_dtype(dtype)
+            assert f(x).dtype == dtype
+    finally:
+        mi.set_default_dtype(before)
+    assert f.recordings == 2
 
 
 def test_modes_are_noticed():
@@ -428,21 +667,40 @@ def never(loss):
     raise AssertionError
 
 
-REFUSED = {
+READING = {
     "item": lambda loss: loss.item(),
     "float": lambda loss: float(loss),
+    "int": lambda loss: int(loss),
     "if": lambda loss: 1 if loss > 1 else 0,
+    "and": lambda loss: loss > 1 and loss < 2,
+    "range": lambda loss: [*range(loss.argmax())],
+    "max": lambda loss: max([loss, loss * 2]),
     "print": lambda loss: print(loss),
+    "format": lambda loss: f"{loss}",
     "numpy": lambda loss: loss.detach().numpy(),
     "tolist": lambda loss: loss.detach().tolist(),
     "asarray": lambda loss: np.asarray(loss.detach()),
-    "normal": lambda loss: mi.randn(3),
+    "dlpack": lambda loss: np.from_dlpack(loss.detach()),
+    "allclose": lambda loss: np.allclose(loss.detach(), 1),
 }
+OTHERS = {
+    "a mask": (
+        lambda loss: ops.reshape(loss, (1,))[ops.reshape(loss, (1,)) > 0],
+        "picking by a mask",
+    ),
+    "places": (lambda loss: np.nonzero(loss.array.reshape((1,))), "'nonzero' of an array"),
+    "a method": (lambda loss: loss.array.mean(), "'mean' of an array"),
+    "into NumPy's": (lambda loss: np.ones(()).__iadd__(loss.array), "into an array of NumPy's"),
+    "into zeros": (lambda loss: mi.zeros(3).__setitem__(0, loss.detach()), "made inside"),
+    "normal": (lambda loss: mi.randn(3), "drawing random numbers"),
+    "an order": (lambda loss: mi.random.default_generator.permutation(3), "drawing random numbers"),
+}
+REFUSED = {name: (read, "reading a value") for name, read in READING.items()} | OTHERS
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_reading_is_refused_and_leaves_no_trace(name):
-    model, read = small(), REFUSED[name]
+    model, (read, why) = small(), REFUSED[name]
     optimizer = optim.Adam(model.parameters())
     plain = training(model, optimizer)
 
@@ -458,7 +716,7 @@ def test_reading_is_refused_and_leaves_no_trace(name):
     for _ in range(2):
         with pytest.raises(CaptureError, match="cannot be captured") as caught:
             captured(x, y)
-        assert "lambda loss" in str(caught.value) or name == "normal"
+        assert why in str(caught.value) and "lambda loss" in str(caught.value)  # the line
         after = memory(model, optimizer)
         assert all(np.array_equal(t.array, a) for t, (_, a) in zip(after, before))
         assert mi.random.default_generator.get_state() == state
@@ -489,7 +747,7 @@ def test_a_schedule_inside_is_refused_and_leaves_no_trace():
     [
         lambda: mi.functional.apply_gyro_dropout(
             nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 6)),
-            sigma=8, tau=4, max_iteration=20,
+            sigma=8, tau=4, max_iteration=20, scale="measured",
         ),
     ],
 )  # fmt: skip

@@ -336,12 +336,14 @@ def test_a_state_that_is_loaded_into_a_running_model_counts_at_once():
         assert np.array_equal(a(ones(8, 6)).data, b(ones(8, 6)).data)
 
 
-def test_a_saved_state_does_not_move():
+def test_the_state_is_counted_in_place_as_all_that_a_model_saves():
     model, _ = network()
     model(ones(8, 6))
     state = model.state_dict()["1.schedule.state"]
+    array, copied = state.array, state.clone()
     model(ones(8, 6))
-    assert state.tolist()[1] == 1
+    assert copied.tolist()[1] == 1 and state.tolist()[1] == 2
+    assert model.state_dict()["1.schedule.state"].array is array
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
@@ -409,11 +411,11 @@ def test_the_defaults_are_those_of_composer():
 def test_masks_are_made_once_in_a_round():
     drop = layer(sigma=64, iterations=32)
     drop(ones(8, 5))
-    (table,) = drop._kept[1].values()
+    (table,) = drop._kept.tables.values()
     drop(ones(8, 5))
-    assert [*drop._kept[1].values()][0] is table
+    assert [*drop._kept.tables.values()][0] is table
     drop(ones(8, 5))
-    assert [*drop._kept[1].values()][0] is not table
+    assert [*drop._kept.tables.values()][0] is not table
 
 
 def test_arrays_are_taken_as_tensors():

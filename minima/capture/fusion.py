@@ -14,16 +14,16 @@ of them can be done number by number instead: then what lies between stays in re
 finds the runs in a plan, writes a loop for each as Python's text, and has numba compile it, as it
 does the kernels.
 
-What always holds: calculations are done in the order and the precision of the calls, so `+`, `*`,
-`/` and `sqrt` give the same bits; `exp` and sums differ from NumPy's by a rounding. NaN and
+What always holds: each number is computed by the calculations of the calls, in their order, so `+`,
+`*`, `/` and `sqrt` give the same bits; `exp` and sums differ from NumPy's by a rounding. NaN and
 infinities come out where the calls have them. No loop both writes and adds up, since then its bits
 would depend on where arrays lie. What does not fit stays a call.
 
 A loop's text is kept on disk by its hash, in `__pycache__` or where `NUMBA_CACHE_DIR` says, and
 numba keeps the machine code beside it; another process that needs the same loop finds both.
 
-What is left out: changing the order of calls, products of matrices, and functions for which NumPy
-has vectors and the compiler has not (`log`, `tanh`, `sin`).
+What is left out: choosing among orders of calls, products of matrices, and functions for which
+NumPy has vectors and the compiler has not (`log`, `tanh`, `sin`).
 """
 
 # %% ../../nbs/85_fusion.ipynb #fa5409a1
@@ -248,36 +248,39 @@ def fuse(
 ):
     "The instructions with loops in place of runs, and the loops."
     last = {tape.roots[n]: at for at, i in enumerate(instructions) for n in i.refs()}
-    found, loops, run, waiting = [], Fused(), Run(tape), []
+    found, loops, run, waiting = [], Fused(), Run(tape), []  # waiting: views of what a run makes
 
     def finish(at):
-        nonlocal run, waiting
+        "What is said of `run` before instruction number `at`."
         wanted = lambda n: tape.roots[n] in stay or last[tape.roots[n]] >= at
         loop = Loop(run, wanted) if len(run.members) > 1 else None
-        if loop is not None and loop.whole():
-            loops.append(loop)
-            found.extend(_called(loop, tape, waiting))
-        else:
-            found.extend(waiting)
-        run, waiting = Run(tape), []
+        if loop is None or not loop.whole():
+            return found.extend([*run.members, *waiting])
+        loops.append(loop)
+        found.extend([*_called(loop, tape), *waiting])
 
     for at, i in enumerate(instructions):
-        is_view = i.out is not None and not i.writes and tape.roots[i.out] != i.out
-        if is_view or i.f in _ALLOCATING or run.takes(i):
+        is_view, new = i.out is not None and not i.writes and tape.roots[i.out] != i.out, Run(tape)
+        if is_view and tape.roots[i.out] in {member.out for member in run.members}:
             waiting.append(i)
+        elif is_view or i.f in _ALLOCATING:
+            found.append(i)
+        elif run.takes(i):
             continue
-        finish(at)
-        (waiting if run.takes(i) else found).append(i)
+        elif new.takes(i) or not run.is_apart(i):
+            finish(at)
+            run, waiting = new, []
+            if not run.members:
+                found.append(i)
+        else:
+            found.append(i)
     finish(len(instructions))
     return found, loops
 
 
-def _called(loop, tape, waiting):
-    "The instructions `waiting`, with a call of `loop` in place of its members."
-    made = {i.out for i in loop.members if not i.writes}
-    others = [i for i in waiting if i not in loop.members]
-    before = [i for i in others if tape.roots[i.out] not in made]
-    after = [i for i in others if tape.roots[i.out] in made]
+def _called(loop, tape):
+    "The instructions that call `loop`, in place of its members."
+    made, before = {i.out for i in loop.members if not i.writes}, []
     loop.where = ", ".join(dict.fromkeys(i.where for i in loop.members if i.where))
     for n in loop.stored.values():
         if n in made:
@@ -287,7 +290,7 @@ def _called(loop, tape, waiting):
     code = machine_code(loop.name, loop.text)
     code.compile(tuple(map(import_module("numba").typeof, values)))
     writes = {*loop.stored.values()}
-    return [*before, Instruction(code, args, {}, None, writes, loop.where), *after]
+    return [*before, Instruction(code, args, {}, None, writes, loop.where)]
 
 
 def _shaped(a, run, tape, before):

@@ -27,6 +27,7 @@ from functools import partial
 
 import numpy as np
 
+from ..backend import numpy_backend
 from .fusion import fuse
 from .recorded import _ALLOCATING, Number, Ref, _again
 
@@ -38,6 +39,8 @@ AGAIN = (
 )  # what a replay returns, before it has changed anything, if it does not fit any more
 _OUT = (np.dot, np.clip, np.concat, np.concatenate, np.stack)  # besides ufuncs, these, and:
 _OUT += (np.add.reduce, np.maximum.reduce, np.minimum.reduce)
+_FILLS = {np.zeros: 0, np.zeros_like: 0, np.ones: 1, np.ones_like: 1}
+_COPIES = np.copy, np.array, numpy_backend.xp.astype  # what assigning does as well
 
 
 class Plan:
@@ -172,6 +175,14 @@ class Plan:
         )
         dtype = kinds.pop() if len(kinds) == 1 else None
         dtype = dtype if dtype is not None and dtype.char in "fd" else None
+        if not i.writes and i.out in self.arrays and not view:
+            if i.f in _FILLS:
+                return f"{self.text(i.out)}.fill({_FILLS[i.f]})"
+            if i.f in _COPIES and isinstance(i.args[0], Ref):
+                return f"{self.text(i.out)}[...] = {self.text(i.args[0])}"
+            if i.f is np.reshape:  # by numbers in another order
+                there = self.arrays[i.out].reshape(self.tape.values[i.args[0]].shape)
+                return f"{self.name(there, f't{i.out}_')}[...] = {self.text(i.args[0])}"
         args = [self.text(a, dtype) for a in i.args]
         if i.f is operator.setitem:
             return f"{args[0]}[{args[1]}] = {args[2]}"

@@ -35,20 +35,21 @@ class CaptureError(RuntimeError):
 
 
 _PACKAGE = __name__.partition(".")[0]
+_INSIDE = {_PACKAGE, "numpy", "contextlib"}
 
 
 def _outside():
     "The line of the user's program that is at work."
     frame = sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] == _PACKAGE:
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in _INSIDE:
         frame = frame.f_back
     file, line = frame.f_code.co_filename, frame.f_lineno
     return f"line {line}, in {frame.f_code.co_name}: {linecache.getline(file, line).strip()}"
 
 
-def _refuse(what, instead):
+def _refuse(what, instead, place=None):
     "Raise CaptureError."
-    raise CaptureError(f"{what} cannot be captured ({_outside()}). {instead}")
+    raise CaptureError(f"{what} cannot be captured ({place or _outside()}). {instead}")
 
 
 def _refuse_reading(*_):
@@ -58,6 +59,19 @@ def _refuse_reading(*_):
         "A plan has no values yet, so it cannot decide or print: return the Tensor, and read it "
         "outside; choose with where(); or leave this function uncaptured (fallback='eager').",
     )
+
+# %% ../../nbs/70_recorded.ipynb #26ba32ed
+def _refuse_writing(what):
+    "Raise CaptureError, since somebody writes into an array that no replay would make anew."
+    _refuse(what, "Begin with an operation, such as x * 0, and write into what it gives.")
+
+
+def _refuse_shape(what):
+    "Raise CaptureError, since a shape depends on values."
+    _refuse(what, "Its shape depends on values, and a plan's are fixed: choose with where().")
+
+
+_BY_VALUE = (np.nonzero, np.flatnonzero, np.argwhere, np.unique, np.compress, np.extract)
 
 # %% ../../nbs/70_recorded.ipynb #d4f88974
 # ---- numbers ----
@@ -130,7 +144,6 @@ class Recorded:
     "An array that writes down what is done with it: a number on a tape, which has its value."
 
     __slots__ = ("tape", "number", "__weakref__")
-    __array_ufunc__ = None  # so that ndarray + Recorded asks us first
 
     def __init__(self, tape, number):
         self.tape, self.number = tape, number
@@ -164,6 +177,17 @@ class Recorded:
 
     def __invert__(self):
         return self.tape.call(np.invert, self)
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=(None,), **settings):
+        if method not in ("__call__", "reduce") or not isinstance(out[0], Recorded | None):
+            _refuse_writing(f"np.{ufunc.__name__} into an array of NumPy's")
+        f = ufunc if method == "__call__" else ufunc.reduce
+        return self.tape.call(f, *inputs, out=out[0], **settings)
+
+    def __getattr__(self, name):
+        if not hasattr(np.ndarray, name) or name.startswith("__"):
+            raise AttributeError(f"a recorded array has no attribute {name!r}")
+        _refuse(f"{name!r} of an array", "Call a function of minima's on the Tensor instead.")
 
     __hash__ = object.__hash__
     __bool__ = __float__ = __int__ = __index__ = __array__ = __dlpack__ = _refuse_reading
@@ -242,6 +266,16 @@ _ALLOCATING = (np.empty, np.empty_like)
 _LIKE = (np.empty_like, np.zeros_like, np.ones_like, np.full_like)
 
 # %% ../../nbs/70_recorded.ipynb #ecb1fad2
+def _listed(key):
+    "What indices there are in the `key` of an array."
+    return key if isinstance(key, tuple) else (key,)
+
+
+def _is_mask(index):
+    "Whether an index is a recorded mask."
+    return isinstance(index, Recorded) and index.dtype == bool
+
+
 class Tape:
     "What was done: instructions, the arrays in them by number, and lines that compute numbers."
 
@@ -249,7 +283,10 @@ class Tape:
         self.values, self.roots, self.instructions = [], [], []
         self.given, self.owners = {}, []  # arrays from outside: their numbers by id; and they
         self.constants = {}  # arrays that depend on nothing
-        self.numbers, self.cells, self.draws, self.pending = [], {}, [], []
+        self.numbers, self.cells = [], {}
+        self.draws, self.pending, self.drawn = [], [], {}  # drawn: the arrays of draws, by value
+        self.states = {}  # of generators, before their first draw
+        self.made = set()  # ids of arrays that the function has made with NumPy
         self.quiet = False  # whether floating-point warnings were switched off somewhere
 
     def value(self, n):
@@ -292,17 +329,24 @@ class Tape:
         _refuse_reading()
 
     def cell(self, slot):
-        "A Number that is looked up in `slot`."
+        "A Number that is looked up in `slot`; a tuple of them, for a tuple."
+        if isinstance(slot.value, tuple):
+            return tuple(self._cell(slot, n, f"[{i}]") for i, n in enumerate(slot.value))
+        return self._cell(slot, slot.value, "")
+
+    def _cell(self, slot, value, item):
+        "A Number that is looked up in `slot`, or as an `item` of what is there."
         name = f"n{len(self.numbers)}"
-        self.numbers.append((name, slot, type(slot.value).__name__))
-        return Number(self, slot.value, name)
+        self.numbers.append((name, slot, item, type(value).__name__))
+        return Number(self, value, name)
 
     def draw(self, source, generator):
-        "A draw of `generator`, which is waiting for the array that it becomes."
-        if self.pending:
-            self.settle()
-        found = source(generator)
-        self.pending.append((generator, found))
+        "A draw of `generator`, which is waiting for the array that it becomes, if it is none yet."
+        self.settle()
+        state, found = generator.get_state(), source(generator)
+        if not any(isinstance(word, Recorded) for word in found):
+            self.states.setdefault(generator, state)
+            self.pending.append((generator, found, _outside()))
         return found
 
     def settle(self):
@@ -312,16 +356,17 @@ class Tape:
                 "drawing random numbers this way",
                 "A replay draws where an operation is handed a draw, (seed, offset), as an array, "
                 "as dropout does. Make other random numbers outside, and pass them in.",
+                self.pending[0][2],
             )
 
     def put(self, array):
-        "An array that the function made, as a Recorded: a draw, if it is one."
-        if (
-            self.pending
-            and array.dtype == np.uint64
-            and tuple(array.tolist()) == self.pending[0][1]
-        ):
+        "An array that the function has made, as a Recorded: a draw, if it is one."
+        draw = tuple(array.tolist()) if array.dtype == np.uint64 and array.shape == (2,) else None
+        if self.pending and draw == self.pending[0][1]:
             self.draws.append((self.pending.pop()[0], array))
+            self.drawn[draw] = array
+        array = self.drawn.get(draw, array)  # a recomputation is handed a draw again
+        self.made |= {id(array)} - self.given.keys()
         return self.lift(array)
 
     # ---- what is done ----
@@ -344,7 +389,11 @@ class Tape:
         "The value of `f`, written down; in the array `out`, if that is given."
         into = {} if out is None else {"out": self.real(out)}
         value = f(*self.real(args), **self.real_settings(settings), **into)
+        if f in _BY_VALUE or (f is operator.getitem and any(map(_is_mask, _listed(args[1])))):
+            _refuse_shape("picking by a mask" if f is operator.getitem else f.__name__)
         if not isinstance(value, np.ndarray | np.generic):
+            if isinstance(value, tuple | list) and any(isinstance(v, np.ndarray) for v in value):
+                _refuse(f"{f.__name__}, a function with several values,", "Call others instead.")
             return value  # a dtype, a shape
         for a in args:
             if isinstance(a, Recorded) and value is a.value and out is None:
@@ -380,6 +429,8 @@ class Tape:
 
     def note(self, f, args, settings, out, writes=()):
         "Write down an instruction."
+        if old and id(self.values[self.roots[out]]) in self.made:
+            _refuse_writing("writing into an array that is made inside, of numbers,")
         args, settings = self.ref(args), {name: self.ref(a) for name, a in settings.items()}
         writes = {self.ref(a) for a in writes if a is not None}
         self.instructions.append(Instruction(f, args, settings, out, writes, _where()))

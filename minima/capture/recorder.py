@@ -19,6 +19,7 @@ What is left out: operations with two values in one kernel.
 
 # %% ../../nbs/71_recorder.ipynb #dfe21dd9
 from functools import partial
+from threading import get_ident
 from types import ModuleType
 
 import numpy as np
@@ -110,10 +111,16 @@ class Recorder(Backend):
     def add_at(self, array, key, values):
         _at_work().write(numpy_backend.add_at, array, key, values)
 
-    def check_indices(self, array, size):
+    def ask(self, function, like, *arrays, **settings):
+        return _at_work().call(function, *arrays, **settings)
+
+    def look(self, function, *arrays):
         tape = _at_work()
-        numpy_backend.check_indices(array.value, size)
-        tape.note(numpy_backend.check_indices, (array, size), {}, None)
+        function(*tape.real(arrays))
+        tape.note(function, arrays, {}, None)
+
+    def check_indices(self, array, size):
+        self.look(numpy_backend.check_indices, array, size)
 
     def kernel(self, kernels):
         "The CPU's kernel: to be followed, if it is registered here too; else to be called whole."
@@ -166,9 +173,11 @@ def _pulled(box, i, *cotangent_and_arguments):
 def _lifting(tape):
     "A way to read rules on arrays that have not been recorded yet: they are lifted."
 
+    thread = get_ident()  # others compute with arrays of their own
+
     def around(read, rule):
         def reading(library, *arrays, **settings):
-            if library is not recorder.xp:
+            if library is not recorder.xp and get_ident() == thread:
                 arrays = [tape.put(a) if isinstance(a, np.ndarray) else a for a in arrays]
                 return rule(recorder.xp, *arrays, **settings)
             return read(library, *arrays, **settings)

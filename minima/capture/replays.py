@@ -40,7 +40,7 @@ import numpy as np
 
 from ..autograd import Tensor, is_grad_enabled, wrap
 from ..autograd.tape import _owner, read_through, wrote_into
-from ..backend import Kernels, _by_type, get_default_dtype
+from ..backend import Kernels, _by_type, get_default_dtype, received_by
 from .fusion import can_fuse
 from .plan import AGAIN, Plan
 from .recorded import CaptureError, Number, Tape, _refuse
@@ -73,7 +73,9 @@ class Replay(Plan):
         tests = [f"x{k} is {self.text(n)}" for k, (n, new) in enumerate(self.parameters) if not new]
         used = {n for i in self.instructions for n in i.refs()}
         given = {id(self.tape.values[n]) for n in self.tape.given.values() if n in used}
-        grads = {id(s.holder): s.value is None for s in entry if s.name == "grad"}
+        grads = {id(s.holder): s.value for s in entry if s.name == "grad"}
+        homes = {id(s.holder): s.value for s in entry if s.name == "_home"}
+        steps = any(slot.of_optimizer for slot in slots)
         mixed = {id(slot.holder) for slot in slots if slot.is_cell()}
         plain = {}
         for slot in slots:
@@ -81,7 +83,11 @@ class Replay(Plan):
             if isinstance(value, Tensor) and not slot.of_gradient:
                 tests.append(f"{self.name(value)}.requires_grad is {value.requires_grad}")
             if slot.name == "grad" and isinstance(holder, Tensor):
-                tests.append(f"({text} is None) is {grads.get(id(holder), value is None)}")
+                before = grads.get(id(holder), value)
+                tests.append(f"({text} is None) is {before is None}")
+                if before is not None and before is value and steps:  # an optimizer looks at it
+                    at_home = before.array is homes[id(holder)]
+                    tests.append(f"({text}.array is {self.name(holder)}._home) is {at_home}")
                 if value is not None and id(value.array) in given:
                     tests.append(f"{text}.array is {self.name(value.array)}")
             elif slot.of_gradient or slot.name == "_home":
@@ -115,11 +121,11 @@ class Replay(Plan):
         for line in reversed(self.tape.numbers):
             name, is_cell = line[0], isinstance(line, tuple)
             if is_cell and name in wanted:
-                _, slot, kind = line
+                _, slot, item, kind = line
                 gone = (id(slot.holder), slot.name) not in places
                 lines += ["return AGAIN"] * gone
                 lines += [f"if {name}.__class__ is not {kind}: return AGAIN"]
-                lines += [f"{name} = {slot.text(self.name)}"]
+                lines += [f"{name} = {slot.text(self.name)}{item}"]
             elif not is_cell and (line.startswith("if ") or line.split(" ", 1)[0] in wanted):
                 lines.append(line)
                 wanted.update(re.findall(r"\bn\d+\b", line))
@@ -187,74 +193,87 @@ class Captured:
         self.function, self.fallback, self.check, self.keep = function, fallback, check, keep
         self.fuse = fuse
         self.plans, self.warm, self.recordings, self.plan = {}, {}, 0, None
-        self.refused = False
+        self.refused = None  # or why it runs as it is
         update_wrapper(self, function)
 
     def __call__(self, *args, **kwargs):
         if self.refused or recorder.tape is not None:
             return self.function(*args, **kwargs)
-        if kwargs or not all([isinstance(a, Tensor) for a in args]):
-            tensors, rest = tensors_in((args, kwargs)), _rest((args, kwargs))
-        else:
-            tensors, rest = args, None
+        run = partial(self.function, *args, **kwargs)
+        try:
+            key, tensors = self._key(args, kwargs)
+        except CaptureError as error:
+            return self._fall_back(error, run)
         arrays = [t.array for t in tensors]
-        key = (
-            tuple([(a.shape, a.strides, a.dtype) for a in arrays]),
-            rest, is_grad_enabled(), Kernels.on, get_default_dtype(),
-        )  # fmt: skip
         for plan in self.plans.get(key, ()):
             found = plan.run(arrays)
             if found is not AGAIN:
                 self.plan = plan
                 return found
-        return self._anew(key, tensors, args, kwargs)
+        return self._anew(key, tensors, run)
+
+    def _key(self, args, kwargs):
+        "What plans are kept by, and the Tensors among the arguments."
+        if kwargs or not all([isinstance(a, Tensor) for a in args]):
+            tensors, rest = tensors_in((args, kwargs)), _rest((args, kwargs))
+        else:
+            tensors, rest = args, None
+        arrays = [t.array for t in tensors]
+        return (
+            tuple([(a.shape, a.strides, a.dtype) for a in arrays]),
+            rest, is_grad_enabled(), Kernels.on, get_default_dtype(),
+        ), tensors  # fmt: skip
 
     def fuses(self):
         "Whether a plan that is made now is fused."
         return Kernels.compiled and Kernels.on and can_fuse() if self.fuse is None else self.fuse
 
-    def _anew(self, key, tensors, args, kwargs):
+    def _anew(self, key, tensors, run):
         "Run the function as it is; or record it, if it finds everything as it was left by that."
-        for t in tensors:
-            if t.requires_grad:
-                _refuse(
-                    "an argument that requires a gradient",
-                    "Arguments are data, another Tensor in each call: pass .detach(), or let "
-                    "the function hold it, as it holds a model.",
-                )
-        if not _same(_state(self.function), self.warm.get(key)):
-            found = self.function(*args, **kwargs)
+        try:
+            _check_inputs(tensors)
+            is_warm = _same(_state(self.function), self.warm.get(key))
+            own_way = _own_way(self.function, tensors) if is_warm else None
+            graph = own_way(self, tensors, run) if own_way else None
+            recording = self._record(tensors, run) if is_warm and not own_way else None
+        except Exception as error:  # which has left no trace
+            return self._fall_back(error, run)
+        if graph is not None:
+            return self._kept(key, *graph)
+        if recording is not None:
+            return self._planned(key, *recording)
+        found = run()
+        try:
             _check_outputs(found)
-            self.warm[key] = _state(self.function)
-            return map_tensors(Tensor.detach, found)
-        try:
-            return self._record(key, tensors, args, kwargs)
         except CaptureError as error:
-            if self.fallback != "eager":
-                raise
-            warnings.warn(f"not captured: {error}", stacklevel=3)
-            self.refused = True
-        return self.function(*args, **kwargs)
+            return self._fall_back(error, lambda: found)
+        self.warm[key] = _state(self.function)
+        return map_tensors(Tensor.detach, found)
 
-    def _record(self, key, tensors, args, kwargs):
-        "Run the function on recorded arrays, and make a plan of what was written down."
-        if record := _own_way(self.function, tensors):
-            plan, found = record(self, tensors, partial(self.function, *args, **kwargs))
-            self._keep(key, plan)
-            return found
-        tape, entry, states = Tape(), _slots(self.function, *tensors), {}
+    def _fall_back(self, error, run):
+        "What `run` returns; from now on nothing is captured. Raises `error` if that is not wished."
+        while not isinstance(error, CaptureError) and isinstance(error.__cause__, CaptureError):
+            error = error.__cause__  # an operation has put it into its own words
+        if self.fallback != "eager":
+            raise error
+        found = run()
+        self.refused = str(error)
+        name = getattr(self.function, "__name__", "a function")
+        warnings.warn(f"{name} is not captured: {error}", stacklevel=4)
+        return found
 
-        def draw(source, generator):
-            states.setdefault(generator, generator.get_state())
-            return tape.draw(source, generator)
-
-        inputs = [tape.lift(t.array).number for t in tensors]
-        swapped = _swap_in(tape, entry)
-        before = [(array, array.copy()) for array in tape.values]
-        watching, recorder.tape = read_through(_lifting(tape)), tape
+    def _record(self, tensors, run):
+        "Run the function on recorded arrays; returns what a plan is made of."
+        tape, entry, before = Tape(), _slots(self.function, *tensors), []
+        watching = read_through(_lifting(tape))
         try:
-            with _drawing_from(partial(draw, _source.get())):
-                found = self.function(*args, **kwargs)
+            inputs = [tape.lift(t.array).number for t in tensors]
+            swapped = _swap_in(tape, entry)
+            before = [(array, array.copy()) for array in tape.values]
+            recorder.tape = tape
+            draw = partial(tape.draw, _source.get())
+            with _drawing_from(draw), received_by(tape.put):
+                found = run()
             tape.settle()
             _check_numbers(entry)
             _check_outputs(found)
@@ -262,7 +281,7 @@ class Captured:
         except BaseException:
             for array, numbers in before:
                 array[...] = numbers
-            for generator, state in states.items():
+            for generator, state in tape.states.items():
                 generator.set_state(state)
             for slot in entry:
                 slot.set(slot.value)
@@ -272,16 +291,19 @@ class Captured:
             read_through(watching)
             recorder.tape = None
         leaves, kept = _swap_out(tape, entry, swapped, _slots(self.function, *tensors))
-        del swapped
-        values = [tape.values[n].copy() for n in outputs]
-        plan = Replay(self, tape, (inputs, tensors), (outputs, found), entry, leaves, kept)
-        self._keep(key, plan)
-        return plan.returned(values)
+        return tape, (inputs, tensors), (outputs, found), entry, leaves, kept
 
-    def _keep(self, key, plan):
-        "Keep the `plan` for calls of that `key`."
+    def _planned(self, key, tape, inputs, outputs, *held):
+        "Make a plan of what was written down; returns what the recorded run has returned."
+        values = [tape.values[n].copy() for n in outputs[0]]
+        plan = Replay(self, tape, inputs, outputs, *held)
+        return self._kept(key, plan, plan.returned(values))
+
+    def _kept(self, key, plan, found):
+        "Keep the `plan` for calls with this `key`; returns what was `found`."
         self.plans[key] = [plan, *self.plans.get(key, ())][: self.keep]
         self.plan, self.recordings = plan, self.recordings + 1
+        return found
 
 # %% ../../nbs/74_capture.ipynb #1de922a7
 def _own_way(function, tensors):
@@ -302,12 +324,26 @@ def _rest(nest):
     return repr(map_nest(told, nest))
 
 
+def _check_inputs(tensors):
+    "Raise CaptureError if an argument is no plain array, or wants a gradient."
+    for t in tensors:
+        if t.requires_grad:
+            _refuse(
+                "an argument that requires a gradient",
+                "Arguments are data, another Tensor in each call: pass .detach(), or let "
+                "the function hold it, as it holds a model.",
+            )
+
+
 def _check_numbers(entry):
     "Raise CaptureError if a number was changed in a way that no replay would repeat."
-    for slot in (slot for slot in entry if type(slot.value) in (int, float, bool)):
+    for slot in (s for s in entry if type(s.value) in (int, float, bool) or s.is_cell()):
         now = slot.get()
-        same = type(now) is type(slot.value) and now == slot.value
-        if not (isinstance(now, Number) if slot.is_cell() else same):
+        if slot.is_cell():
+            same = isinstance(now, Number) or now is slot.cell
+        else:
+            same = type(now) is type(slot.value) and now == slot.value
+        if not same:
             _refuse(
                 f"setting {slot.name!r} to another number",
                 "A replay would not repeat it. Count, and let schedules step, outside.",
@@ -322,10 +358,16 @@ def _check_outputs(found):
                 "returning a Tensor with its graph",
                 "Call backward() inside, return .detach(), or compute under no_grad().",
             )
-    numbers = []
-    map_nest(lambda leaf: numbers.append(leaf) if isinstance(leaf, Number) else None, found)
-    if numbers:
+    others = []
+    map_nest(lambda leaf: None if isinstance(leaf, _RETURNED) else others.append(leaf), found)
+    if any(isinstance(leaf, Number) for leaf in others):
         _refuse("returning an optimizer's number", "Look it up outside.")
+    if others:
+        kind = type(others[0]).__name__
+        _refuse(f"returning a {kind}", "Return Tensors, or tuples, lists and dicts of them.")
+
+
+_RETURNED = (Tensor, str, bool, int, float, type(None))
 
 # %% ../../nbs/74_capture.ipynb #a8d0060e
 def capture(

@@ -15,7 +15,7 @@ For each it knows how it goes for single numbers, and what part the arrays play.
 What always holds: what a loop over single numbers would compute is what the calls compute. So no
 array that is written overlaps another one of the run, unless both are the same memory.
 
-What is left out: instructions that follow each other on the tape, but not in memory.
+What is left out: arrays with strides, integers, and half precision.
 """
 
 # %% ../../nbs/84_runs.ipynb #b3327354
@@ -91,10 +91,7 @@ def _role(own, shape):
     return None, None
 
 
-def _memory(array):
-    "Where `array` begins and ends."
-    start = array.__array_interface__["data"][0]
-    return start, start + array.nbytes
+_memory = np.lib.array_utils.byte_bounds  # where an array begins and ends
 
 
 def _summed(i, shape):
@@ -154,6 +151,15 @@ class Run:
             return None, ()
         whole = _role(value.shape, value.shape)
         return (a, i.out, role), [(a, whole, False), (i.out, (role, width), True)]
+
+    def is_apart(self, i):
+        "Whether instruction `i`, which comes later, may as well come before."
+        for a in (a for a in i.refs() if isinstance(self.tape.values[a], np.ndarray)):
+            low, high = _memory(self.tape.values[a])
+            for (start, end), (*_, written) in self.met.items():
+                if start < high and low < end and (written or a in i.writes):
+                    return False
+        return True
 
     def _meets(self, uses):
         "Whether arrays fit in size, and none that is written overlaps another; if so, note them."

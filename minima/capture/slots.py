@@ -42,11 +42,13 @@ def _held(thing):
             if hasattr(thing, name):
                 yield thing, name, getattr(thing, name)
     elif isinstance(thing, FunctionType):
-        if thing.__module__ and thing.__module__.partition(".")[0] in _KNOWN:
+        if hasattr(thing, "rule"):  # an operation
             return
         for cell in thing.__closure__ or ():
             if cell != CellType():
                 yield cell, "cell_contents", cell.cell_contents
+        if thing.__module__ and thing.__module__.partition(".")[0] in _KNOWN:
+            return
         names = _names(thing.__code__)
         for name in names & thing.__globals__.keys():
             value = thing.__globals__[name]
@@ -105,9 +107,16 @@ class Slot:
             setattr(self.holder, self.name, value)
 
     def is_cell(self):
-        "Whether this is a number of an optimizer's, which may change from call to call."
+        "Whether this is an optimizer's number, or tuple of them, which may change between calls."
+        if not self.of_optimizer or not isinstance(self.holder, dict):
+            return False
+        value = self.value if isinstance(self.value, tuple) else (self.value,)
+        return bool(value) and all(type(number) in (int, float) for number in value)
+
+    def is_in_cell(self):
+        "Whether this is a number in such a tuple."
         number = type(self.value) in (int, float)
-        return number and self.of_optimizer and isinstance(self.holder, dict)
+        return number and self.of_optimizer and isinstance(self.holder, tuple)
 
     def text(self, names):
         "The expression that looks it up, where `names` hands out a name for an object."
@@ -157,8 +166,9 @@ def _swap_in(tape, slots):
 
     for slot in slots:
         if slot.is_cell():
-            slot.set(tape.cell(slot))
-            swapped.append((slot, slot.get().name))
+            slot.cell = tape.cell(slot)
+            slot.set(slot.cell)
+            swapped.append((slot, getattr(slot.cell, "name", slot.cell)))
         elif slot.name == "grad" and isinstance(slot.value, Tensor):
             if slot.value.requires_grad:
                 _refuse("a gradient with its graph", "Forget it before: zero_grad().")
@@ -190,7 +200,9 @@ def _swap_out(tape, entry, swapped, slots):
 
     for slot in slots:
         now = slot.get()
-        if isinstance(now, Number):
+        if isinstance(slot.holder, tuple):
+            pass
+        elif isinstance(now, Number):
             leaves.append((slot, now))
             slot.set(now.value)
         elif slot.name == "grad" and now is not gradients.get(id(slot.holder), now):
@@ -210,12 +222,11 @@ def _state(function):
     "What a recording of `function` would rely on: who holds what."
     state = []
     for slot in _slots(function):
-        if slot.name == "grad" and isinstance(slot.holder, Tensor):
-            state += [slot.holder, slot.value is None]
-        elif not (slot.of_gradient or slot.name == "_home" or slot.is_cell()):
+        changes = slot.of_gradient or slot.is_cell() or slot.is_in_cell()
+        if not (changes or slot.name == "_home"):
             state += [slot.holder, _unheld(slot.value)]
-        if isinstance(slot.value, Tensor):
-            state.append(slot.value.requires_grad)
+            if isinstance(slot.value, Tensor):
+                state.append(slot.value.requires_grad)
     return state
 
 

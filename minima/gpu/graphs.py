@@ -160,13 +160,13 @@ def _swap_in(words, slots):
     return cells, gradients
 
 
-def _swap_out(cells, gradients, slots):
-    "Put numbers back; returns what replays must leave: (slot, Number or gradient)."
+def _swap_out(cells, gradients, things):
+    "Put numbers back; returns what replays must leave in `things`: (slot, Number or gradient)."
     leaves = []
     for slot, value, cell in cells:
         if slot.get() is cell:
             slot.set(value)
-    for slot in slots:
+    for slot in _slots(*things):
         if isinstance(now := slot.get(), Number):
             leaves.append((slot, now))
             slot.set(now.value)
@@ -324,7 +324,7 @@ def record(
     finally:
         for t, array in zip(tensors, given):
             t.array = array
-    leaves = _swap_out(cells, gradients, _slots(captured.function, *tensors))
+    leaves = _swap_out(cells, gradients, [captured.function, *tensors])
     values = [thing.value if isinstance(thing, Number) else thing for thing, *_ in words.filled]
     plan = Graph(captured, words, graph, inputs, found, entry, leaves)
     plan.go(given, values)

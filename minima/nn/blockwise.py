@@ -266,7 +266,7 @@ class GyroSequential(Sequential):
         "What the `members` make of `x`, computed by `relu_drop_chain`."
         weights, keeps, ps = [], [], []
         for linear, drop in zip(members[::3], members[2::3]):
-            chosen, rows = drop._assigned(len(x))
+            chosen, rows = drop._assigned(len(x), *drop._turn())
             table = drop._table(chosen, (linear.out_features,), x.device)
             blocks = table[:, :: drop.block]
             weights += linear.weight, linear.bias

@@ -32,8 +32,8 @@ from operator import index
 import numpy as np
 
 from .. import operators as ops
-from ..autograd import ShapeError, tensor
-from ..backend import backend_of
+from ..autograd import ShapeError
+from ..backend import backend_of, cpu
 from .functional.layers import _check_probability, _tensor
 from .module import Buffer, Module
 from ..random import Generator, as_generator, keep_mask, random_bits
@@ -58,6 +58,15 @@ def _choice(seed, number, sigma, tau, order):
     return tuple(np.concatenate(shuffled)[start : start + tau].tolist())
 
 # %% ../../nbs/28_gyro.ipynb #9ba07947
+class _Kept:
+    "What tables of masks belong to, and the tables, by shape."
+
+    __slots__ = ("by", "tables")
+
+    def __init__(self):
+        self.by, self.tables = None, {}
+
+
 class _Counter(Generator):
     "A generator whose two integers lie in a Buffer, so that they are saved with a model."
 
@@ -66,12 +75,15 @@ class _Counter(Generator):
 
     @property
     def _state(self):
-        seed, offset = self.buffer.array
-        return int(seed), int(offset)
+        return self.buffer.array[0], self.buffer.array[1]
 
     @_state.setter
     def _state(self, state):
-        self.buffer.data = tensor([*state], dtype="uint64", device=self.buffer.device)
+        self.buffer.array[0], self.buffer.array[1] = state
+
+    def ints(self):
+        "Its state as Python's ints."
+        return tuple(map(int, self._state))
 
 
 def _check_counts(**counts):
@@ -123,7 +135,7 @@ class GyroSchedule(Module):
 
     def step(self) -> int:
         "Begin the next iteration, and return its number, from 0; call it before the model."
-        return _Counter(self.state).draw()[1]
+        return int(_Counter(self.state).draw()[1])
 
     def watch(self, model):
         "Let each training call of `model` begin an iteration. Returns the schedule."
@@ -133,21 +145,25 @@ class GyroSchedule(Module):
 
     def _called(self, model, args):
         if model.training and self.clock == "model":
-            self.step()
+            _Counter(self.state).draw()
 
     @property
     def iteration(self) -> int:
         "The number of the iteration that began last; 0 before the first."
-        return max(_Counter(self.state)._state[1] - 1, 0)
+        return max(_Counter(self.state).ints()[1] - 1, 0)
 
     @property
     def period(self) -> int:
         "How many iterations train the same subnetworks."
         return max(1, self.iterations * self.tau // self.sigma)
 
-    def chosen(self, iteration) -> tuple:
+    def chosen(
+        self,
+        iteration,  # the number of an iteration
+        seed=None,  # whose choice it is; None means its own
+    ) -> tuple:
         "The `tau` subnetworks that `iteration` trains."
-        seed = _Counter(self.state)._state[0]
+        seed = _Counter(self.state).ints()[0] if seed is None else seed
         return _choice(seed, iteration // self.period, self.sigma, self.tau, self.order)
 
     def rows(self, n, iteration):
@@ -194,7 +210,7 @@ class GyroDropout(Module):
         self.key = Buffer([*as_generator(generator).draw()], dtype="uint64")
         self.schedule, self.leads = schedule, schedule.layers == 0
         schedule.layers += 1
-        self._kept = None, {}  # what the tables of masks belong to; the tables, by shape
+        self._kept = _Kept()
 
     def _neurons(self, shape):
         "The `shape` of an input, with 1 for axes that are not masked. Raises ShapeError."
@@ -212,23 +228,24 @@ class GyroDropout(Module):
         self,
         subnetworks,  # their numbers
         shape,  # of the neurons
+        key=None,  # two integers that all masks follow from; None means its own
     ):
         "True where a neuron is kept, as a NumPy array of one row for each of `subnetworks`."
-        size, key = prod(shape), _Counter(self.key)._state
+        size, key = prod(shape), key or _Counter(self.key).ints()
         groups = -(-size // self.block)
         bits = [keep_mask(groups, self.p, *key, start=k * groups) for k in subnetworks]
         kept = np.repeat(np.array(bits).reshape(len(bits), groups), self.block, axis=1)[:, :size]
         return kept.reshape(len(bits), *shape)
 
-    def _table(self, chosen, shape, device):
+    def _table(self, chosen, shape, device, key=None):
         "The `masks`, on `device`; the same ones as long as the same subnetworks are chosen."
-        belongs = chosen, self.p, self.block, _Counter(self.key)._state, device
-        if self._kept[0] != belongs:
-            self._kept = belongs, {}
-        tables = self._kept[1]
-        if shape not in tables:
-            tables[shape] = device.put(self.masks(chosen, shape))
-        return tables[shape]
+        key = key or _Counter(self.key).ints()
+        belongs, kept = (chosen, self.p, self.block, key, device), self._kept
+        if kept.by != belongs:
+            kept.by, kept.tables = belongs, {}
+        if shape not in kept.tables:
+            kept.tables[shape] = device.put(self.masks(chosen, shape, key))
+        return kept.tables[shape]
 
     def _dropped(self, table):
         "The fraction that counts as dropped: of all masks on average, or of this `table` in fact."
@@ -237,25 +254,38 @@ class GyroDropout(Module):
             return 1 - int(xp.sum(xp.astype(table, xp.int64))) / max(table.size, 1)
         return round(self.p * 65536) / 65536  # what a mask can do
 
-    def _assigned(self, n):
+    def _turn(self):
+        "The seed of the schedule, and how many iterations have begun, as its library has them."
+        counter = _Counter(self.schedule.state)
+        if self.leads and self.schedule.clock == "layer" and self.schedule.only is None:
+            seed, iteration = counter.draw()
+            return seed, iteration + 1
+        return counter._state
+
+    def _assigned(self, n, seed, count):
         "The subnetworks at work, and for each of `n` rows the place of its own among them."
-        schedule = self.schedule
+        schedule, iteration = self.schedule, max(int(count) - 1, 0)
         if schedule.only is not None:
             return (schedule.only,), np.zeros(n, dtype=int)
-        counts = self.leads and schedule.clock == "layer"
-        iteration = schedule.step() if counts else schedule.iteration
-        return schedule.chosen(iteration), schedule.rows(n, iteration)
+        return schedule.chosen(iteration, int(seed)), schedule.rows(n, iteration)
+
+    def _keep(self, seed, count, key, n, shape):
+        "Which numbers of `n` rows are kept, as a function of NumPy's arrays."
+        chosen, rows = self._assigned(n, seed, count)
+        table = self._table(chosen, shape, cpu(), tuple(map(int, key)))
+        return np.take(table, rows, axis=0)
 
     def forward(self, x):
         if not self.training and self.schedule.only is None:
             return x
         x = _tensor(x)
-        shape = self._neurons(x.shape)
-        chosen, rows = self._assigned(len(x))
+        shape, n, turn = self._neurons(x.shape), len(x), self._turn()
         if round(self.p * 65536) == 0:
             return x
-        table = self._table(chosen, shape, x.device)
-        keep = backend_of(table).beside(table).take(table, x.device.put(rows), axis=0)
+        by, table = (*turn, self.key.array), None
+        keep = backend_of(x.array).ask(self._keep, x.array, *by, n=n, shape=shape)
+        if self.scale == "measured":
+            table = self._table(self._assigned(n, *turn)[0], shape, x.device)
         return ops.dropout(x, keep, p=self._dropped(table))
 
     def extra_repr(self):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['given_and_wanted', 'rows', 'parts', 'loss_of', 'Metric', 'Mean', 'accuracy', 'Accuracy', 'listed', 'as_metrics',
-           'sorts_into_classes', 'evaluating', 'evaluate', 'predict', 'check_loader', 'Feed']
+           'sorts_into_classes', 'evaluating', 'evaluate', 'predict', 'Passes', 'check_loader', 'Feed']
 
 # %% ../../nbs/46_batches.ipynb #c2a56367
 __doc__ = """
@@ -26,14 +26,16 @@ What is left out: batches whose tensors do not agree on the number of rows.
 # %% ../../nbs/46_batches.ipynb #3ff3eaf2
 from collections.abc import Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from itertools import islice
+from warnings import warn
 
 from ..autograd import Tensor, no_grad
 from ..data.loading import DataLoader
 from ..nn import CrossEntropyLoss
 from ..operators import concat
 from ..tensors import map_tensors, tensors_in
-from .events import blaming
+from .events import Event, blaming, run_event
 
 # %% ../../nbs/46_batches.ipynb #a6b39d4b
 # ---- parts of a batch ----
@@ -190,13 +192,14 @@ def evaluate(
     loss_fn,  # of outputs and targets
     metrics=None,  # Metrics by name; None for the accuracy, if it sorts into classes
     move=lambda batch: batch,  # what brings a batch to where the model is
+    answer=None,  # what computes as the model does; None means the model
 ) -> dict:
     "The loss and all metrics over `dataloader`, by name."
     found = {"loss": Mean(loss_fn)}
     with blaming("in an evaluation"), evaluating(model):
         for i, batch in enumerate(dataloader):
             given, wanted = given_and_wanted(move(batch))
-            outputs = model(*given)
+            outputs = (answer or model)(*given)
             if metrics is None:
                 metrics = {"accuracy": Accuracy()} if sorts_into_classes(outputs, wanted) else {}
             if i == 0:
@@ -217,12 +220,118 @@ def predict(
     model,  # a Module
     dataloader,  # batches, whose targets are not looked at; or a Tensor, a single batch
     move=lambda batch: batch,  # what brings a batch to where the model is
+    answer=None,  # what computes as the model does; None means the model
 ):
     "What `model` makes of all batches: one Tensor, or a list if outputs are no Tensors."
+    answer = answer or model
     batches = [dataloader] if isinstance(dataloader, Tensor) else dataloader
     with evaluating(model):
-        outputs = [model(*given_and_wanted(move(batch))[0]) for batch in batches]
+        outputs = [answer(*given_and_wanted(move(batch))[0]) for batch in batches]
     return concat(outputs) if all(isinstance(o, Tensor) for o in outputs) else outputs
+
+# %% ../../nbs/46_batches.ipynb #26c76a7c
+# ---- forward, back, and a step ----
+
+
+def _three(model, loss_fn, optimizers):
+    "The passes over a part of a batch, the optimizers' step, and the answers, as three functions."
+
+    def forward_and_back(*batch, share=1):
+        given, wanted = given_and_wanted(batch)
+        with blaming("the model"):
+            outputs = model(*given)
+        with blaming("the loss function"):
+            loss = loss_fn(outputs, wanted)
+        (loss if share == 1 else loss * share).backward()
+        return map_tensors(Tensor.detach, outputs), loss.detach()
+
+    def step():
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def answer(*given):
+        return model(*given)
+
+    return forward_and_back, step, answer
+
+
+class Passes:
+    "What a Trainer computes, as it is or captured."
+
+    def __init__(
+        self,
+        state,  # a State
+        captured=False,  # whether to record it once, and to replay it from then on
+    ):
+        self.state, self.captured = state, captured
+        self._of, self._told = None, None
+
+    def _functions(self):
+        "The three functions, of what the state has now; captured, if so wished."
+        state = self.state
+        parts = [state.model, state.loss_fn, *state.optimizers]
+        if self._of is None or [*map(id, parts)] != [*map(id, self._of)]:
+            found = _three(state.model, state.loss_fn, tuple(state.optimizers))
+            if self.captured:
+                capture = import_module("minima.capture").capture  # it comes later in the book
+                found = [capture(function, fallback="eager") for function in found]
+            self._of, self._found = parts, found
+        return self._found
+
+    def forward_and_back(
+        self,
+        share,  # what the loss is multiplied with: the part of the batch that this is
+    ):
+        "Compute outputs, loss and gradients of `state.batch`; no gradients, if it is stopped."
+        state = self.state
+        if self.captured and not self._has_between():
+            batch = state.batch if isinstance(state.batch, tuple | list) else (state.batch,)
+            settings = {} if share == 1 else {"share": share}
+            state.outputs, state.loss = self._functions()[0](*batch, **settings)
+            self._tell(state.outputs, state.loss)
+            return
+        with blaming("the model"):
+            state.outputs = state.model(*given_and_wanted(state.batch)[0])
+        run_event(Event.AFTER_FORWARD, state)  # from here on the target may be another
+        with blaming("the loss function"):
+            state.loss = state.loss_fn(state.outputs, given_and_wanted(state.batch)[1])
+        run_event(Event.AFTER_LOSS, state)
+        if not state.stop_reason:
+            (state.loss if share == 1 else state.loss * share).backward()
+
+    def _has_between(self):
+        "Whether an algorithm wants to act between the model and the walk back; warns of it, once."
+        for algorithm in self.state.algorithms:
+            for event in (Event.AFTER_FORWARD, Event.AFTER_LOSS):
+                if hasattr(algorithm, "match") and algorithm.match(event, self.state):
+                    name = type(algorithm).__name__
+                    if self._told != name:
+                        warn(
+                            f"forward_and_back is not captured: {name} acts at {event.name}",
+                            stacklevel=5,
+                        )
+                    self._told = name
+                    return True
+        return False
+
+    def _tell(self, outputs, loss):
+        "Tell those who look on. Raises RuntimeError if one of them has changed what is over."
+        state = self.state
+        for event in (Event.AFTER_FORWARD, Event.AFTER_LOSS):
+            run_event(event, state)
+            if state.outputs is not outputs or state.loss is not loss:
+                raise RuntimeError(
+                    f"outputs or loss were replaced at {event.name}, but they are captured, and "
+                    "gradients computed: let an Algorithm do it that matches this event"
+                )
+
+    def step(self):
+        "Take the optimizers' step."
+        self._functions()[1]()
+
+    def answer(self, *given):
+        "What the model makes of a batch."
+        return self._functions()[2](*given)
 
 # %% ../../nbs/46_batches.ipynb #80755a43
 # ---- from the middle of an epoch ----

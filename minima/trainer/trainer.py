@@ -42,10 +42,10 @@ from ..random import manual_seed
 from ..tensors import map_tensors
 from minima.trainer.batches import (
     Feed,
+    Passes,
     as_metrics,
     check_loader,
     evaluate,
-    given_and_wanted,
     listed,
     loss_of,
     parts,
@@ -81,6 +81,7 @@ class Trainer:
         grad_accumulation=1,  # into how many parts to split each batch
         progress_bar=True,  # False for silence, "lines" for a line per epoch and no bar
         lint=True,  # whether to look for mistakes before and after the first step
+        capture=False,  # whether steps are recorded once and replayed: the same bits, faster
         seed=None,  # for all draws from here on; the model's weights are made before
         device=None,  # where to train; by default where the model is
         save_folder=None,  # where checkpoints go; None for no checkpoints
@@ -119,6 +120,7 @@ class Trainer:
         self._running = {"loss": 0.0, "rows": 0, "metrics": {}}  # of the epoch
         self._owed = []  # what is still to be done before the next step
         self._feed, self._before, self._ctrl_c = Feed(train_dataloader), state.timestamp, CtrlC()
+        self._passes = Passes(state, capture)
         self._folder = Folder(save_folder, save_filename, save_num_checkpoints_to_keep, run_name)
         run_event(Event.INIT, state)
         self._complete(schedulers, scheduler_interval)
@@ -184,7 +186,8 @@ class Trainer:
         if dataloader is None:
             raise ValueError("there is nothing to evaluate on: pass a dataloader")
         with around_evaluation(state):
-            return evaluate(state.model, dataloader, state.loss_fn, self.metrics, self._moved)
+            ways = self.metrics, self._moved, self._passes.answer
+            return evaluate(state.model, dataloader, state.loss_fn, *ways)
 
     def predict(
         self,
@@ -192,7 +195,7 @@ class Trainer:
     ):
         "What the model makes of all batches: one Tensor, or a list if outputs are no Tensors."
         with around_evaluation(self.state):
-            return predict(self.state.model, dataloader, self._moved)
+            return predict(self.state.model, dataloader, self._moved, self._passes.answer)
 
     # ---- the loop ----
 
@@ -242,15 +245,9 @@ class Trainer:
         for state.batch, part in parts(whole, self.grad_accumulation):
             share = 1.0 if is_sum else part
             run_event(Event.BEFORE_FORWARD, state)
-            with blaming("the model"):
-                state.outputs = state.model(*given_and_wanted(state.batch)[0])
-            run_event(Event.AFTER_FORWARD, state)  # from here on the target may be another
-            with blaming("the loss function"):
-                state.loss = state.loss_fn(state.outputs, given_and_wanted(state.batch)[1])
-            run_event(Event.AFTER_LOSS, state)
+            self._passes.forward_and_back(share)
             if state.stop_reason:
                 return False
-            (state.loss if share == 1 else state.loss * share).backward()
             total += state.loss.item() * share
         state.batch, state.loss = whole, total
         run_event(Event.AFTER_BACKWARD, state)
@@ -259,8 +256,7 @@ class Trainer:
         if self.lint:
             _tell(after_backward(state.model))
             self.lint = False
-        for optimizer in state.optimizers:
-            optimizer.step()
+        self._passes.step()
         self._running["loss"] += total * size
         self._running["rows"] += size
         self._before = state.timestamp

@@ -155,6 +155,13 @@ def _broadcastable(layer, name, weight, like):
     return weight
 
 # %% ../../../nbs/20_functional_losses.ipynb #de5059ab
+def _check_chances(a):
+    "Raise RuntimeError unless all numbers in the array `a` are from 0 to 1."
+    if not backend_of(a).xp.all((a >= 0) & (a <= 1)):
+        fix = "for scores, use BCEWithLogitsLoss"
+        raise RuntimeError(f"BCELoss expects probabilities from 0 to 1, got others: {fix}")
+
+
 def binary_cross_entropy(
     input,  # probabilities, from 0 to 1
     target,  # what is so, in the same shape: 1 for yes, 0 for no, or a probability
@@ -163,10 +170,7 @@ def binary_cross_entropy(
 ):
     "Minus the logarithm of the probability of `target`, at most 100. Raises RuntimeError."
     input, target = _pair("BCELoss", input, target)
-    xp = backend_of(input.array).beside(input.array)
-    if not xp.all((input.array >= 0) & (input.array <= 1)):
-        fix = "for scores, use BCEWithLogitsLoss"
-        raise RuntimeError(f"BCELoss expects probabilities from 0 to 1, got others: {fix}")
+    backend_of(input.array).look(_check_chances, input.array)
     losses = ops.binary_cross_entropy(input, target)
     weight = _broadcastable("BCELoss", "weight", weight, input)
     return _reduced("BCELoss", _weighted(losses, weight), reduction)
