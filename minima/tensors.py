@@ -396,6 +396,8 @@ def _widened(
     computes,  # whether the rule computes with its numbers, or only moves them
 ):
     "`read`, with halves as `float32`; and integers as floats, where the value is no integer."
+    if getattr(read, "takes_halves", False):  # a kernel that knows what to do with them
+        narrow = ()
 
     def reading(library, *arrays, **settings):
         dtypes = [a.dtype for a in arrays if hasattr(a, "dtype")]

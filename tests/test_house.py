@@ -35,7 +35,7 @@ ORDER = """
     nn.containers nn.layers nn.normalization nn.dropout nn.fused nn.gyro nn.blockwise nn.losses
     nn.summary nn
     optim.flat optim.optimizers optim.adaptive optim.clipping optim.schedules optim.policies optim
-    testing.conformance testing
+    testing.conformance testing.emulator testing
     data.datasets data.samplers data.loading data.collections data
     serialization
     trainer.time trainer.events trainer.batches trainer.loggers trainer.checkpoints trainer.lints

@@ -429,10 +429,10 @@ class Tape:
 
     def note(self, f, args, settings, out, writes=()):
         "Write down an instruction."
-        if old and id(self.values[self.roots[out]]) in self.made:
-            _refuse_writing("writing into an array that is made inside, of numbers,")
         args, settings = self.ref(args), {name: self.ref(a) for name, a in settings.items()}
         writes = {self.ref(a) for a in writes if a is not None}
+        if any(id(self.values[self.roots[n]]) in self.made for n in writes):
+            _refuse_writing("writing into an array that is made inside, of numbers,")
         self.instructions.append(Instruction(f, args, settings, out, writes, _where()))
 
 # %% ../../nbs/70_recorded.ipynb #87d2f710

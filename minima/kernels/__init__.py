@@ -1,8 +1,9 @@
 """Kernels: operations done at once, for one kind of device.
 
-This file says which operations of `minima.operators` have kernels for the CPU, and in which modules; it is
-written by hand. A module is imported when one of its operations is first wanted, never by `import minima`. Of two
-kernels the later one is used, and where numba is missing the first kind is left.
+This file says which operations of `minima.operators` have kernels for the CPU and for GPUs, and in
+which modules; it is written by hand. A module is imported when one of its operations is first wanted,
+never by `import minima`. Of two kernels the later one is used, and where numba is missing the first
+kind is left.
 """
 
 from minima import operators as ops
@@ -25,7 +26,21 @@ COMPILED = {
     "linear": (ops.gelu, ops.linear),
     "norms": (ops.normalize,),
 }
+ON_A_GPU = (
+    ops.cross_entropy,
+    ops.gelu,
+    ops.linear,
+    ops.log_softmax,
+    ops.normalize,
+    ops.relu,
+    ops.sigmoid,
+    ops.silu,
+    ops.softmax,
+    ops.tanh,
+)
 
+for operation in ON_A_GPU:
+    operation.kernel("cuda", "minima.kernels.cuda", compiled=False)
 for table, compiled in ((IN_NUMPY, False), (COMPILED, True)):
     for home, operations in table.items():
         for operation in operations:

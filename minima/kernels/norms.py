@@ -18,14 +18,11 @@ does not fit is left to NumPy or to the rule.
 """
 
 # %% ../../nbs/68_kernels_norm.ipynb #0c094ef2
-from math import prod
-
 import numpy as np
 
 from .. import operators as ops
-from ..autograd.tape import asked_once
 from .cpu import OUT, _kernel, _loop, compiled, draw_bits, total_of
-from ..operators.fused import register_parts, rows_parts
+from ..operators.fused import normalize_by, register_parts, rows_parts
 
 # %% ../../nbs/68_kernels_norm.ipynb #540d281a
 # ---- one row ----
@@ -178,31 +175,4 @@ def _backward(xp, g, h, x, residual, weight, drop, mean, r, z):
 _compiled_parts = register_parts(rows_parts(_forward, _backward), "cpu", "recorder")
 
 # %% ../../nbs/68_kernels_norm.ipynb #3cf02696
-def _shaped(a, shape):
-    "`a` in another `shape`; itself, which owns its memory, if it has that; None stays None."
-    return a if a is None or a.shape == shape else a.reshape(shape)
-
-
-@_kernel(ops.normalize)
-def normalize(xp, x, weight=None, bias=None, *, axis, eps):
-    "`normalize` over the last axes, in one pass each way."
-    axes = {i % x.ndim for i in (axis if isinstance(axis, tuple) else (axis,))} if x.ndim else {}
-    sizes = x.shape[x.ndim - len(axes) :]
-    last = axes and min(axes) == x.ndim - len(axes) and x.size
-    if not last or any(t is not None and getattr(t, "shape", ()) != sizes for t in (weight, bias)):
-        return ops.normalize.rule(xp, x, weight, bias, axis=axis, eps=eps)
-    if len(sizes) == 1:
-        y, _, (by_x, _, by_weight, by_bias) = _compiled_parts(
-            xp, x, None, weight, bias, None, 0.0, eps, False
-        )
-        return y, by_x, by_weight, by_bias
-    shape, row = (*x.shape[: -len(axes)], prod(sizes)), (prod(sizes),)
-    args = _shaped(x, shape), None, _shaped(weight, row), _shaped(bias, row), None
-    y, _, (by_x, _, by_weight, by_bias) = _compiled_parts(xp, *args, 0.0, eps, False)
-    flat = asked_once(lambda g: _shaped(g, shape))
-    return (
-        _shaped(y, x.shape),
-        lambda g: _shaped(by_x(flat(g)), x.shape),
-        lambda g: _shaped(by_weight(flat(g)), sizes),
-        lambda g: _shaped(by_bias(flat(g)), sizes),
-    )
+normalize = _kernel(ops.normalize)(normalize_by(_compiled_parts))

@@ -62,6 +62,7 @@ def _sgd(
 
 for _backend in ("cpu", "recorder"):
     _sgd.kernel(_backend, "minima.kernels.optim")
+_sgd.kernel("cuda", "minima.kernels.cuda", compiled=False)
 
 # %% ../../nbs/33_optimizers.ipynb #0b992436
 @replaceable
@@ -105,6 +106,7 @@ def _adam(
 
 for _backend in ("cpu", "recorder"):
     _adam.kernel(_backend, "minima.kernels.optim")
+_adam.kernel("cuda", "minima.kernels.cuda", compiled=False)
 
 # %% ../../nbs/33_optimizers.ipynb #32496ec3
 # ---- the books ----

@@ -1,0 +1,108 @@
+// Softmax, its logarithm and cross-entropy, over rows: a few passes over a row that stays in cache.
+//
+// A block of (32 * warps, rows at a time) threads; several rows at a time only where warps is 1.
+#include "common.cuh"
+
+struct Most { float top; };  // the larger of two is their "sum"; NaN is larger than all
+INLINE Most operator+(Most s, Most t) { return s.top > t.top || s.top != s.top ? s : t; }
+INLINE Most from_lane(Most v, int mask) { return {from_lane(v.top, mask)}; }
+INLINE double from_lane(double v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
+
+// The largest of a row, and the sum of exp(x - largest).
+template <int N, class T> INLINE Two peak_and_sum(const T* x, int cols, float* shared) {
+  Most most = {-infinity()};
+  for (int col = threadIdx.x * N; col < cols; col += blockDim.x * N) {
+    Pack<T, N> a = load<N>(x + col);
+    for (int j = 0; j < N; j++) most = most + Most{wide(a.at[j])};
+  }
+  most = row_sum(most, blockDim.x / 32, shared);
+  float sum = 0;
+  for (int col = threadIdx.x * N; col < cols; col += blockDim.x * N) {
+    Pack<T, N> a = load<N>(x + col);
+    for (int j = 0; j < N; j++) sum += expf(wide(a.at[j]) - most.top);
+  }
+  return {most.top, row_sum(sum, blockDim.x / 32, shared)};
+}
+
+template <class T, int N, bool LOG>
+__global__ void softmax_forward(const T* x, long long rows, int cols, T* y) {
+  extern __shared__ __align__(16) float shared[];
+  long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+  if (row >= rows) return;
+  x += row * cols, y += row * cols;
+  Two of = peak_and_sum<N>(x, cols, shared);
+  float log_sum = logf(of.b);
+  for (int col = threadIdx.x * N; col < cols; col += blockDim.x * N) {
+    Pack<T, N> a = load<N>(x + col);
+    for (int j = 0; j < N; j++) {
+      float z = wide(a.at[j]) - of.a;
+      a.at[j] = narrow<T>(LOG ? z - log_sum : expf(z) / of.b);
+    }
+    store(y + col, a);
+  }
+}
+
+template <class T, int N, bool LOG>
+__global__ void softmax_backward(const T* y, const T* g, long long rows, int cols, T* d) {
+  extern __shared__ __align__(16) float shared[];
+  long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+  if (row >= rows) return;
+  y += row * cols, g += row * cols, d += row * cols;
+  float sum = 0;
+  for (int col = threadIdx.x * N; col < cols; col += blockDim.x * N) {
+    Pack<T, N> a = load<N>(y + col), up = load<N>(g + col);
+    for (int j = 0; j < N; j++) sum += LOG ? wide(up.at[j]) : wide(up.at[j]) * wide(a.at[j]);
+  }
+  sum = row_sum(sum, blockDim.x / 32, shared);
+  for (int col = threadIdx.x * N; col < cols; col += blockDim.x * N) {
+    Pack<T, N> a = load<N>(y + col), up = load<N>(g + col);
+    for (int j = 0; j < N; j++) {
+      float v = wide(a.at[j]), u = wide(up.at[j]);
+      a.at[j] = narrow<T>(LOG ? u - expf(v) * sum : v * (u - sum));
+    }
+    store(d + col, a);
+  }
+}
+
+// For each row the loss, NaN for a label that is no column, and log(sum(exp(x))).
+template <class T, int N>
+__global__ void cross_entropy_forward(
+    const T* x, const long long* labels, long long rows, int cols, float* losses, float* log_sums) {
+  extern __shared__ __align__(16) float shared[];
+  long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+  if (row >= rows) return;
+  x += row * cols;
+  Two of = peak_and_sum<N>(x, cols, shared);
+  if (threadIdx.x > 0) return;
+  long long label = labels[row];
+  bool known = 0 <= label && label < cols;
+  losses[row] = known ? logf(of.b) - (wide(x[label]) - of.a) : not_a_number();
+  log_sums[row] = of.a + logf(of.b);
+}
+
+template <class T, int N>
+__global__ void cross_entropy_backward(
+    const T* x, const long long* labels, const float* log_sums, const T* g, long long rows,
+    int cols, T* d) {
+  long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+  if (row >= rows) return;
+  x += row * cols, d += row * cols;
+  float log_sum = log_sums[row], scale = wide(*g) / rows;
+  for (int col = threadIdx.x * N; col < cols; col += blockDim.x * N) {
+    Pack<T, N> a = load<N>(x + col);
+    for (int j = 0; j < N; j++) {
+      float p = expf(wide(a.at[j]) - log_sum);
+      a.at[j] = narrow<T>((p - (col + j == labels[row])) * scale);
+    }
+    store(d + col, a);
+  }
+}
+
+// The second stage of a mean over rows, by one block.
+template <class T> __global__ void mean_of(const float* a, long long size, T* mean) {
+  extern __shared__ __align__(16) float shared[];
+  double sum = 0;
+  for (long long i = threadIdx.x; i < size; i += blockDim.x) sum += a[i];
+  sum = row_sum(sum, blockDim.x / 32, shared);
+  if (threadIdx.x == 0) *mean = narrow<T>((float)(sum / size));
+}

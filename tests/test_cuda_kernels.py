@@ -1,0 +1,581 @@
+"Each CUDA kernel, without a GPU: run on the CPU beside its rule, and compiled for GPUs."
+
+import re
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from compile_kernels import ARCHITECTURES, compiled, compiler
+
+import minima as mi
+from minima import backend, nn
+from minima.backend import Backend, numpy_backend
+from minima.kernels import cuda, launches
+from minima.operators import fused
+from minima.operators.fused import _parts
+from minima.random import keep_mask
+from minima.tensors import _widened
+from minima.testing.emulator import ORDERS, Emulator, can_emulate
+
+xp = numpy_backend.xp
+ml_dtypes = pytest.importorskip("ml_dtypes", reason="ml_dtypes, which has bfloat16, is missing")
+DTYPES = {"float32": 3e-6, "float16": 6e-4, "bfloat16": 5e-3}  # with what relative precision
+DRAW = np.array([2**33 + 7, 2**35 + 1], "uint64")
+
+
+@pytest.fixture
+def launcher(monkeypatch):
+    "Kernels run on the CPU, and what they do not write is NaN."
+    if not can_emulate():
+        pytest.skip("there is no g++, so CUDA kernels cannot run on the CPU")
+    monkeypatch.setattr(xp, "empty", poisoned)
+    monkeypatch.setattr(xp, "empty_like", lambda a: poisoned(a.shape, a.dtype))
+    with launches.launching_by(launches.EmulatedLauncher()) as launcher:
+        yield launcher
+
+
+def poisoned(shape, dtype="float64"):
+    "An array whose bits are all 1: NaN, if it has floats."
+    a = np.zeros(shape, dtype)
+    a.reshape(-1).view("uint8")[...] = 0xFF
+    return a
+
+
+def as_dtype(name):
+    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+
+
+def normal(rng, shape, dtype):
+    return np.asarray(rng.normal(size=shape), as_dtype(dtype))
+
+
+def close(found, expected, precision):
+    "Assert that arrays agree up to `precision` of the size of the largest number."
+    assert found.shape == expected.shape
+    found, expected = found.astype("float64"), expected.astype("float64")
+    assert np.isfinite(found).all(), "something was not written"
+    size = max(1.0, np.abs(expected).max(initial=0))
+    assert np.abs(found - expected).max(initial=0) <= precision * size
+
+
+def off(a):
+    "A copy of `a` that begins where packs cannot be loaded."
+    memory = np.empty(a.size + 1, a.dtype)
+    memory[1:] = a.reshape(-1)
+    return memory[1:].reshape(a.shape)
+
+
+# ---- which there are ----
+
+
+def test_the_kernels_are_found_where_operations_look_for_them():
+    names = "cross_entropy dropout_by_draw gelu linear log_softmax normalize relu sigmoid silu"
+    for name in (*names.split(), "softmax", "tanh"):
+        assert getattr(cuda.ops, name).readings.kernels.find("cuda") is getattr(cuda, name)
+    assert cuda.ops.dropout_add_layer_norm.readings.kernels.find("cuda")
+    assert cuda._adam.kernels.find("cuda") is cuda.adam
+    assert cuda._sgd.kernels.find("cuda") is cuda.sgd
+
+
+def test_kernels_get_halves_as_they_are(launcher):
+    a = np.ones((2, 8), "float16")
+    read = _widened(cuda.softmax, {a.dtype}, True)
+    assert read(xp, a)[0].dtype == "float16"
+    read(xp, a)[1](a)
+    assert launcher.names and all("__half" in name for name in launcher.names)
+    norms = cuda.ops.dropout_add_layer_norm, fused._norm_and_sum, cuda.ops.normalize
+    for op in norms:
+        assert op.readings.kernels.find("cuda").takes_halves
+    y, *_ = cuda.normalize(xp, a, axis=0, eps=1e-5)  # which goes by the rule
+    assert y.dtype == "float32"
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int64"])
+def test_what_kernels_do_not_know_goes_by_the_rule(launcher, dtype):
+    a = np.random.default_rng(0).normal(size=(3, 4)).astype(dtype)
+    y, pull = cuda.softmax(xp, a, axis=0)
+    np.testing.assert_allclose(y, cuda.ops.softmax.rule(np, wide(a), axis=0)[0], rtol=1e-5)
+    cuda.linear(xp, a.astype("float64"), a.T.astype("float64"), np.ones(3))
+    cuda.cross_entropy(xp, a.astype("float64"), np.array([0, 1, 2]))
+    assert not launcher.names
+
+
+# ---- norms ----
+
+
+def norm_args(shape, dtype, given, p, seed=0):
+    "What `_parts` takes: x, residual, weight, bias, draw, p, eps."
+    rng = np.random.default_rng(seed)
+    x, residual = normal(rng, (2, *shape), dtype)
+    weight, bias = normal(rng, (2, shape[-1]), dtype)
+    residual, weight, bias = (
+        a if name in given else None for name, a in (("r", residual), ("w", weight), ("b", bias))
+    )
+    return x, residual, weight, bias, DRAW if p else None, p, 1e-5
+
+
+def wide(a):
+    return a.astype("float64") if getattr(a, "dtype", None) in map(as_dtype, DTYPES) else a
+
+
+def compare_norm(args, wants_z, precision, seed=1):
+    "Assert that the kernels agree with the rule, forward and backward; returns what they made."
+    x = args[0]
+    rng = np.random.default_rng(seed)
+    g, h = (normal(rng, x.shape, x.dtype.name) for _ in range(2))
+    h = h if wants_z else None
+    y, z, pulls = cuda._norm_parts(xp, *args, wants_z)
+    found = [y, z, *(pull(g, h) for pull in pulls)]
+    y, z, pulls = _parts(np, *map(wide, args[:4]), *args[4:])
+    expected = [y, z, *(pull(wide(g), wide(h)) for pull in pulls)]
+    flat = lambda a: a.reshape(-1, x.shape[-1]).sum(axis=0)
+    expected[4:] = map(flat, expected[4:])
+    precisions = [precision] * 4 + [precision * 4] * 2
+    if args[1] is None:  # then nobody asks for this
+        found[3] = None
+    for mine, rule, how in zip(found, expected, precisions, strict=True):
+        if mine is not None:
+            assert mine.dtype == x.dtype
+            close(mine, rule, how)
+    return [a for a in found if a is not None]
+
+
+WIDTHS = {1: None, 7: None, 256: 1, 504: 1, 1024: 2, 2000: 4, 4096: 8, 8192: 16, 8200: None}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cols", WIDTHS)
+def test_norms_of_all_widths(launcher, cols, dtype):
+    args = norm_args((3, cols), dtype, "rwb", 0.25)
+    compare_norm(args, False, DTYPES[dtype])
+    for name in launcher.names[:2]:
+        assert ("any" in name) == (WIDTHS[cols] is None)
+    for shape in (launches.norm_forward, lambda *how: launches.norm_backward(*how, 3)):
+        assert WIDTHS[cols] in (None, shape(dtype, 3, cols, launches.pack(dtype)).block[0] / 32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("p", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("given", ["", "r", "w", "rb", "rwb"])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 40), (2, 9, 64), (13, 33)])
+def test_norms_with_and_without(launcher, shape, given, p, dtype):
+    for wants_z in (False, True):
+        args = norm_args(shape, dtype, given, p)
+        compare_norm(args, wants_z, DTYPES[dtype] * (4 if wants_z else 1))
+
+
+@pytest.mark.parametrize("cols", [24, 64, 1000, 2048])
+def test_no_order_of_threads_matters(launcher, cols):
+    launcher.orders = ORDERS
+    compare_norm(norm_args((9, cols), "float32", "rwb", 0.25), True, 3e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 100])
+def test_norms_of_few_and_many_rows(launcher, rows):
+    for cols in (12, 13, 128):
+        compare_norm(norm_args((rows, cols), "float32", "rwb", 0.25), False, 3e-6)
+
+
+def test_a_norm_of_a_row_far_from_zero(launcher):
+    "The mean is as exact as if it had been made twice."
+    for cols in (64, 65, 1024):
+        x = (1000 + 0.01 * np.random.default_rng(0).normal(size=(3, cols))).astype("float32")
+        y, *_ = cuda.normalize(xp, x, axis=-1, eps=0.0)
+        wide = x.astype("float64")
+        wide -= wide.mean(axis=-1, keepdims=True)
+        close(y, wide / wide.std(axis=-1, keepdims=True), 3e-3)  # half a unit of the mean
+        y, *_ = cuda.normalize(xp, np.full_like(x, 1000 / 3), axis=-1, eps=1e-5)
+        assert not y.any()
+
+
+def test_arrays_that_are_not_aligned_go_number_by_number(launcher):
+    args = norm_args((4, 64), "float32", "rwb", 0.25)
+    both = [compare_norm(args, False, 3e-6)]
+    for i in range(4):
+        names, moved = len(launcher.names), list(args)
+        moved[i] = off(args[i])
+        both.append(compare_norm(moved, False, 3e-6))
+        assert ("any" in launcher.names[names]) == (i < 2)  # short rows are rather copied
+    for a, b in zip(both[0], both[1]):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape, axis", [((4, 6), -1), ((4, 6), (0, 1)), ((2, 3, 5), (1, 2))])
+def test_normalize_over_last_axes(launcher, shape, axis):
+    rng = np.random.default_rng(0)
+    sizes = shape[1:] if axis in (-1, (1, 2)) else shape
+    x, g = rng.normal(size=(2, *shape)).astype("float32")
+    weight, bias = rng.normal(size=(2, *sizes)).astype("float32")
+    args, how = (x, weight, bias), dict(axis=axis, eps=1e-5)
+    y, *pulls = cuda.normalize(xp, *args, **how)
+    expected, *rules = cuda.ops.normalize.rule(np, *map(wide, args), **how)
+    close(y, expected, 3e-6)
+    for a, pull, rule in zip(args, pulls, rules):
+        d = rule(wide(g))
+        found = pull(g)
+        d = d.reshape(-1, *found.shape).sum(axis=0) if found.shape != d.shape else d
+        assert found.shape == a.shape
+        close(found, d, 1e-5)
+
+
+# ---- chance ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1,), (7,), (8, 3), (513,), (5, 7, 31), (64, 128), (6000,)])
+@pytest.mark.parametrize("p", [0.25, 0.75, 65535 / 65536])
+def test_masks_are_those_of_the_cpu(launcher, shape, p, dtype):
+    x = np.ones(shape, as_dtype(dtype))
+    y, pull = cuda.dropout_by_draw(xp, x, DRAW, p=p)
+    keep = keep_mask(shape, p, *map(int, DRAW))
+    assert np.array_equal(y != 0, keep)
+    assert np.array_equal(y, (keep / (1 - p)).astype("float32").astype(y.dtype))
+    assert np.array_equal(pull(x), y)
+
+
+@pytest.mark.parametrize("cols", [8, 12, 13, 256, 2048, 9000])
+def test_masks_of_norms_are_those_of_the_cpu(launcher, cols):
+    x, g = np.random.default_rng(0).normal(size=(2, 5, cols)).astype("float32")
+    _, _, pulls = cuda._norm_parts(xp, x, x, None, None, DRAW, 0.5, 1e-5, False)
+    by_x, by_residual = pulls[0](g), pulls[1](g)
+    keep = keep_mask(x.shape, 0.5, *map(int, DRAW))
+    assert np.array_equal(by_x, np.where(keep, by_residual * 2, 0))
+
+
+# ---- softmax and cross-entropy ----
+
+
+def compare(name, arrays, settings, precision, g=None):
+    "Assert that the kernel called `name` agrees with its rule; returns all that it made."
+    rule = getattr(cuda.ops, name).rule
+    y, *pulls = getattr(cuda, name)(xp, *arrays, **settings)
+    expected, *rules = rule(np, *map(wide, arrays), **settings)
+    expected = np.asarray(expected)
+    assert y.dtype == arrays[0].dtype
+    close(y, expected, precision)
+    g = normal(np.random.default_rng(1), y.shape, y.dtype.name) if g is None else g
+    found = [y]
+    for a, pull, by_rule in zip(arrays, pulls, rules):
+        d, mine = np.asarray(by_rule(wide(g))), pull(g)
+        d = d.reshape(-1, *mine.shape).sum(axis=0) if d.shape != mine.shape else d
+        assert mine.shape == a.shape and mine.dtype == a.dtype
+        close(mine, d, precision * 4)
+        found.append(mine)
+    return found
+
+
+SHAPES = [(1, 1), (3, 7), (2, 3, 64), (70, 10), (2, 1000), (3, 513), (9, 4104), (16,)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax_and_its_logarithm(launcher, name, shape, dtype):
+    a = normal(np.random.default_rng(0), shape, dtype) * as_dtype(dtype).type(3)
+    compare(name, [a], {"axis": -1}, DTYPES[dtype])
+    assert len(launcher.names) == 2
+    compare(name, [off(a)], {"axis": a.ndim - 1}, DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 7), (70, 10), (2, 1000), (3, 513), (5, 4104)])
+def test_cross_entropy(launcher, shape, dtype):
+    rng = np.random.default_rng(0)
+    x, labels = normal(rng, shape, dtype), rng.integers(0, shape[1], shape[0])
+    for a in (x, off(x)):
+        compare("cross_entropy", [a, labels], {}, DTYPES[dtype])
+    compare("cross_entropy", [x, labels.astype("int32")], {}, DTYPES[dtype])
+
+
+def test_a_label_that_is_no_class_is_read_nowhere(launcher):
+    x = np.zeros((3, 4), "float32")
+    for label in (-1, 4, 10**12):
+        loss, pull = cuda.cross_entropy(xp, x, np.array([0, label, 3]))
+        assert np.isnan(loss) and loss.shape == ()
+        assert np.isfinite(pull(np.array(1, "float32"))).all()
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_infinities_and_nan_go_where_the_rule_has_them(launcher, name):
+    a = np.random.default_rng(0).normal(size=(5, 12)).astype("float32")
+    a[0, 3], a[1, 2], a[2, 5], a[3] = -np.inf, np.nan, np.inf, -np.inf
+    for b in (a, off(a)):
+        with np.errstate(invalid="ignore"):
+            expected, _ = getattr(cuda.ops, name).rule(np, b)
+        found, _ = getattr(cuda, name)(xp, b)
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+# ---- activations ----
+
+BENDS = [name for name in launches.BENDS if name]
+
+
+def run_bend(name, a, g):
+    how = {"approximate": "tanh"} if name == "gelu by tanh" else {}
+    return compare(name.partition(" ")[0], [a], how, DTYPES[a.dtype.name], g)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(1,), (7,), (2, 3, 8), (1024,), (5, 1001), ()])
+@pytest.mark.parametrize("name", BENDS)
+def test_activations(launcher, name, shape, dtype):
+    rng = np.random.default_rng(0)
+    a, g = (normal(rng, shape, dtype) for _ in range(2))
+    run_bend(name, a, g)
+    run_bend(name, off(a), g)
+
+
+@pytest.mark.parametrize("name", BENDS)
+def test_activations_far_out(launcher, name):
+    a = np.array([-200, -90, -20, -6, -1e-3, 0, 1e-3, 6, 20, 90, 200], "float32")
+    run_bend(name, a, np.ones_like(a))
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(getattr(cuda, name.partition(" ")[0])(xp, a * np.nan)[0]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("activation", [None, "relu", "gelu", "silu", "sigmoid", "tanh"])
+@pytest.mark.parametrize(
+    "shape, bias", [((5, 3), (4,)), ((2, 5, 3), (1, 8)), ((70, 3), (257,)), ((3,), (4,))]
+)
+def test_linear(launcher, shape, bias, activation, dtype):
+    rng = np.random.default_rng(0)
+    shapes = shape, (shape[-1], bias[-1]), bias
+    arrays = [(rng.integers(-4, 5, s) / 2).astype(as_dtype(dtype)) for s in shapes]  # exact sums
+    compare("linear", arrays, {"activation": activation}, DTYPES[dtype] * 2)
+    assert len(launcher.names) == 3  # one forward, two backward, whoever asks
+
+
+# ---- steps of optimizers ----
+
+
+def steps(kind, read, start, gradients, amsgrad=False, as_arrays=False, **settings):
+    "The parameter and all that is remembered after a step for each of `gradients`."
+    p = start.copy()
+    m, v, largest = (np.zeros_like(p) for _ in range(3))
+    lr = np.array(0.05) if as_arrays else 0.05
+    for t, g in enumerate(gradients, 1):
+        if kind == "adam":
+            settings["largest"] = largest if amsgrad else None
+            read(p, g, m, v, np.array(t) if as_arrays else t, lr=lr, **settings)
+        else:
+            read(p, g, m if settings.get("momentum") else None, t == 1, lr=lr, **settings)
+    return p, m, v, largest
+
+
+ADAM = [{}, {"weight_decay": 0.1}, {"weight_decay": 0.1, "decoupled": True}, {"amsgrad": True},
+        {"maximize": True, "eps": 0.1, "betas": (0.5, 0.9)}, {"as_arrays": True}]  # fmt: skip
+SGD = [{}, {"momentum": 0.9}, {"momentum": 0.9, "dampening": 0.25, "weight_decay": 0.1},
+       {"momentum": 0.9, "nesterov": True}, {"maximize": True, "weight_decay": 0.1},
+       {"as_arrays": True}]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 64, 1003])
+@pytest.mark.parametrize("kind, settings", [("adam", s) for s in ADAM] + [("sgd", s) for s in SGD])
+def test_steps(launcher, kind, settings, size, dtype):
+    rng = np.random.default_rng(0)
+    start, *gradients = normal(rng, (4, size), dtype)
+    read = {"adam": cuda.adam, "sgd": cuda.sgd}[kind]
+    rule = {"adam": cuda._adam.rule, "sgd": cuda._sgd.rule}[kind]
+    found = steps(kind, read, start, gradients, **settings)
+    expected = steps(kind, rule, wide(start), map(wide, gradients), **settings)
+    for mine, theirs in zip(found, expected, strict=True):
+        close(mine, theirs, DTYPES[dtype] * 4)
+    if size == 64:
+        for mine, again in zip(found, steps(kind, read, off(start), gradients, **settings)):
+            close(again, mine.astype("float64"), DTYPES[dtype])
+
+
+def test_what_cannot_be_changed_in_place_goes_by_the_rule(launcher):
+    p, g = np.ones((2, 4, 6), "float32")
+    cuda.sgd(p[:, ::2], g[:, ::2], None, True, lr=0.5)
+    assert p.tolist() == [[0.5, 1] * 3] * 4 and not launcher.names
+
+
+# ---- all together ----
+
+
+class GPUArray(np.ndarray):
+    "An array that passes for one on a GPU."
+
+
+class EmulatedGPU(Backend):
+    "A backend with NumPy's functions, whose kernels are those for GPUs."
+
+    narrow = numpy_backend.narrow
+
+    def asarray(self, data, dtype=None, index=0):
+        return np.array(data, dtype=dtype).view(GPUArray)
+
+    def to_numpy(self, array):
+        return array.view(np.ndarray)
+
+
+def on_a_gpu(name):
+    "A function of NumPy's whose result is on the GPU."
+    return lambda *args, **how: np.asarray(getattr(xp, name)(*args, **how)).view(GPUArray)
+
+
+@pytest.fixture
+def gpu(launcher, monkeypatch):
+    "A backend called `cuda`, and the launcher of its kernels."
+    makers = "arange array asarray astype empty empty_like matmul ones_like zeros zeros_like"
+    made = {name: on_a_gpu(name) for name in makers.split()}
+    library = SimpleNamespace(**vars(xp) | made)
+    gpu = EmulatedGPU("cuda", library, GPUArray)
+    monkeypatch.setitem(backend._by_name, "cuda", gpu)
+    monkeypatch.setitem(backend._by_type, GPUArray, gpu)
+    return launcher
+
+
+def trained(device, dtype, optimizer):
+    "The parameters of a model after three steps."
+    mi.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(16, 32), nn.GELU(), nn.FusedDropoutLayerNorm(32, 0.25), nn.Dropout(0.25),
+        nn.Linear(32, 8), nn.ReLU(), nn.LayerNorm(8), nn.Linear(8, 4),
+    )  # fmt: skip
+    model.to(dtype).to(device)
+    optimizer = optimizer(model.parameters(), lr=0.01)
+    rng = np.random.default_rng(0)
+    x = mi.Tensor(rng.normal(size=(12, 16)).astype(dtype), device=device)
+    labels = mi.Tensor(np.arange(12) % 4, device=device)
+    for _ in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), labels).backward()
+        optimizer.step()
+    return [p.detach().numpy() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("optimizer", [mi.optim.AdamW, mi.optim.SGD])
+def test_a_model_learns_with_kernels_for_gpus_as_on_the_cpu(gpu, optimizer):
+    found, expected = (trained(device, "float32", optimizer) for device in ("cuda", "cpu"))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    kinds = {name.partition("<")[0] for name in gpu.names}
+    assert kinds >= {"bend_backward", "norm_backward", "cross_entropy_backward", "dropout"}
+
+
+def test_a_model_of_halves_goes_through_kernels_of_halves(gpu):
+    found, expected = (trained("cuda", dtype, mi.optim.SGD) for dtype in ("float16", "float32"))
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == "float16"
+        np.testing.assert_allclose(a, b, atol=3e-3)
+    assert any("norm_backward<__half" in name for name in gpu.names)
+
+
+# ---- compiled for GPUs ----
+
+
+@pytest.mark.skipif(compiler() is None, reason="there is neither nvcc nor NVRTC: nothing compiles")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("file", launches.KERNELS)
+def test_all_instances_compile_and_fit_into_registers(file, architecture):
+    table = compiled(file, architecture)
+    assert {*table} == {*launches.instances(files=(file,))}
+    for name, facts in table.items():
+        assert facts.spilled == 0, f"{name} has too few registers"
+        assert facts.registers <= (128 if "backward<" in name else 80)
+        packed = re.search(r"norm_(for|back)ward<|, [48]\b", name)
+        assert bool(facts.packs) == bool(packed), f"{name} should move 16 bytes at a time"
+        if packed:  # cross-entropy also reads a single score, or a single cotangent
+            assert facts.halves <= ("cross_entropy" in name), f"{name} moves halves one by one"
+
+
+def test_no_word_is_used_that_only_some_compilers_know():
+    "NVRTC has no headers of C, and so none of their macros."
+    assert not re.search(r"INFINITY|NAN|HUGE_VAL|printf|assert|#include <c[^u]", launches.source())
+
+
+# ---- planted faults: each is noticed ----
+
+SUM = """
+template <class T> __global__ void sum_of(const T* x, int cols, float* sums) {
+  extern __shared__ float shared[];
+  for (int row = 0; row < 3; row++) {
+    float v = threadIdx.x < cols ? wide(x[row * cols + threadIdx.x]) : 0;
+    v = row_sum(v, blockDim.x / 32, shared);
+    if (threadIdx.x == 0) sums[row] = v;
+  }
+}
+"""
+MEET = "  if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = v;\n  __syncthreads();\n"
+PART = (
+    "  __syncthreads();  // or a quick warp would write the next sum where a slow one still reads\n"
+)
+FAULTS = {
+    "a barrier is missing": (MEET, MEET.replace("  __syncthreads();\n", ""), "race|not written"),
+    "a value is overwritten before it is read": (PART, "", "race"),
+    "a barrier for some": (PART, "  if (threadIdx.x < 50) __syncthreads();\n", "wait in vain"),
+    "a barrier in each branch": (
+        PART,
+        "  if (threadIdx.x < 32)\n    __syncthreads();\n  else\n    __syncthreads();\n",
+        "two different barriers",
+    ),
+    "a mask that is too short": ("0xffffffffu, v, mask", "0x0000ffffu, v, mask", "shuffle reads"),
+    "a lane that leaves early": (
+        "  v = warp_sum(v);\n",
+        "  if (threadIdx.x % 32 == 31) return v;\n  v = warp_sum(v);\n",
+        "in vain|barrier",
+    ),
+    "more shared memory than was asked for": (
+        "  V* room = reinterpret_cast<V*>(shared)",
+        "  V* room = reinterpret_cast<V*>(shared + 1)",
+        "beyond its end",
+    ),
+    "a write behind the end": ("sums[row] = v", "sums[row + 1] = v", "end of an array"),
+    "a write before the beginning": ("sums[row] = v", "sums[row - 1] = v", "end of an array"),
+    "a load that is not aligned": (
+        "float v = threadIdx.x < cols ?",
+        "float v = load<4>(x + 1).at[0]; v = threadIdx.x < cols ?",
+        "not aligned",
+    ),
+    "a read behind the end": ("x[row * cols + threadIdx.x]", "x[(row + 1) * cols]", "not written"),
+}
+
+
+@cache
+def faulty():
+    "The kernel without a fault, and with each; every one in a namespace, all compiled at once."
+    common = launches.source("norm").partition("// Layer norm")[0]
+    sources = {"": common + SUM}
+    for fault, (old, new, _) in FAULTS.items():
+        sources[fault] = sources[""].replace(old, new)
+        assert sources[fault] != sources[""]
+    spaces = {fault: f"fault_{i}" for i, fault in enumerate(sources)}
+    text = "".join(f"namespace {spaces[fault]} {{\n{sources[fault]}}}\n" for fault in sources)
+    text = text.replace("extern __shared__ float shared[];", "using ::shared;")  # from a namespace
+    names = {fault: f"{space}::sum_of<float>" for fault, space in spaces.items()}
+    return Emulator(text, [*names.values()]), names
+
+
+def sums_with(fault, orders=ORDERS):
+    "Check the sums of three rows."
+    emulator, names = faulty()
+    x, sums = np.random.default_rng(0).normal(size=(3, 70)).astype("float32") + 1, poisoned(3, "f4")
+    emulator.launch(names[fault], (1,), (96,), (x, np.int32(70), sums), 4 * 3, orders)
+    assert np.isfinite(sums).all(), "something was not written"
+    np.testing.assert_allclose(sums, x.sum(axis=1), rtol=1e-5)
+
+
+@pytest.mark.skipif(not can_emulate(), reason="there is no g++, so CUDA kernels cannot run here")
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_noticed(fault):
+    with pytest.raises((RuntimeError, AssertionError), match=FAULTS[fault][2]):
+        sums_with(fault)
+
+
+@pytest.mark.skipif(not can_emulate(), reason="there is no g++, so CUDA kernels cannot run here")
+def test_what_only_one_order_notices():
+    "The sum is right, and five orders agree; a race hides from the first three."
+    sums_with("")
+    sums_with("a value is overwritten before it is read", ORDERS[:3])
+
+
+def test_what_does_not_compile_is_an_error():
+    if can_emulate():
+        with pytest.raises(RuntimeError, match="g\\+\\+ failed"):
+            Emulator("__global__ void f(", ["f"])
