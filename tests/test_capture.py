@@ -759,7 +759,6 @@ def test_a_schedule_inside_is_refused_and_leaves_no_trace():
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: nn.BatchNorm1d(6, momentum=None),
         lambda: mi.functional.apply_gyro_dropout(
             nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.Linear(8, 6)),
             sigma=8, tau=4, max_iteration=20, scale="measured",

@@ -96,7 +96,16 @@ class Number:
     def __neg__(self):
         return self.tape.number(-self.value, f"-{self.name}")
 
-    __float__ = __int__ = __index__ = _refuse_reading
+    def __float__(self):
+        return float(self.tape.read(self))
+
+    def __int__(self):
+        return int(self.tape.read(self))
+
+    __index__ = __int__
+
+    def __cupy_get_ndarray__(self):  # what CuPy asks for where a number meets an array
+        return self.tape.array(self)
 
 # %% ../../nbs/70_recorded.ipynb #445b35eb
 def _arithmetic(symbol, compute, swapped=False, compares=False):
@@ -309,6 +318,10 @@ class Tape:
         name = f"n{len(self.numbers)}"
         self.numbers.append(f"{name} = {text}")
         return Number(self, value, name)
+
+    def read(self, number):
+        "Raise CaptureError, since somebody wants to know the value of a Number."
+        _refuse_reading()
 
     def cell(self, slot):
         "A Number that is looked up in `slot`; a tuple of them, for a tuple."
