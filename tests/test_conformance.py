@@ -267,7 +267,6 @@ def test_losses_are_numpys_with_all_their_options(name, strict):
             np.testing.assert_allclose(theirs.detach().to("cpu"), ours.detach(), rtol=1e-12)
 
 
-
 def test_the_suite_reads_every_rule(strict):
     read, rules = set(), {}
     for module in (page for page in vars(ops).values() if inspect.ismodule(page)):

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 from test_capture import (
+    KINDS,
     LOSSES,
     MODELS,
     OPTIMIZERS,
@@ -328,8 +329,7 @@ def test_losses(name, reading):
     loss_fn, kind = LOSSES[name]
     data = batches()
     if kind != "labels":
-        rows = [mi.Tensor(numbers(32, 3, seed=9 + i)) for i in range(len(data))]
-        rows = [ops.sigmoid(t) for t in rows] if kind == "chances" else rows
+        rows = [KINDS[kind](mi.Tensor(numbers(32, 3, seed=9 + i))) for i in range(len(data))]
         data = [(x, row) for (x, _), row in zip(data, rows)]
     alike(small, lambda p: optim.SGD(p, lr=0.01), data, steps=20, loss_fn=loss_fn)
 

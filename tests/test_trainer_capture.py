@@ -19,12 +19,12 @@ from minima.trainer import Callback, InMemoryLogger, NaNStop, Trainer
 
 PASSES, STEP, ANSWER = range(3)
 REFUSED = {  # methods with which the passes run as they are, and why
-    "gyro, measured": "in 2 GyroDropout",
+    "gyro, measured": "reading a value",
     "stochastic depth, by block": "drawing random numbers this way",
     "stochastic depth, by sample": "drawing random numbers this way",
-    "label smoothing": "LabelSmoothing acts at AFTER_FORWARD",
-    "mixup": "MixUp acts at AFTER_FORWARD",
-    "mixup of losses": "MixUp acts at AFTER_FORWARD",
+    "label smoothing": "LabelSmoothing acts in the middle of it, at AFTER_FORWARD",
+    "mixup": "MixUp acts in the middle of it, at AFTER_FORWARD",
+    "mixup of losses": "MixUp acts in the middle of it, at AFTER_FORWARD",
 }
 
 
@@ -426,7 +426,9 @@ def test_an_algorithm_in_between_is_named_once():
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         trainer = both(algorithms=Louder())
-    assert told(caught) == ["forward_and_back is not captured: Louder acts at AFTER_LOSS"]
+    assert told(caught) == [
+        "forward_and_back is not captured: Louder acts in the middle of it, at AFTER_LOSS"
+    ]
     assert recordings(trainer)[PASSES] == 0 < min(recordings(trainer)[STEP:])
 
 
@@ -441,3 +443,13 @@ def test_the_command_line_says_the_same_with_it(capsys):
     text = capsys.readouterr().out
     half = len(text) // 2
     assert text[:half] == text[half:]
+
+
+def test_fused_it_learns_the_same_up_to_rounding():
+    plain, fused = make(capture=False), make(capture="fused")
+    plain.fit(), fused.fit()
+    for a, b in zip(plain.state.model.parameters(), fused.state.model.parameters()):
+        assert np.allclose(a.array, b.array, rtol=1e-3, atol=1e-5)
+    assert min(recordings(fused)) > 0
+    with pytest.raises(ValueError, match="capture is False, True or 'fused'; got 'loops'"):
+        make(capture="loops")

@@ -127,7 +127,8 @@ def _pulled(pull, g, leaf):
     code = getattr(pull, "__code__", None)
     if code is None or code.co_argcount != 2 or code.co_varnames[1] != "out":
         return pull(g)
-    return pull(g, home) if getrefcount(home) == _AT_HOME else pull(g)
+    is_free = leaf.grad is None and getrefcount(home) == _AT_HOME  # a gradient may lie in it
+    return pull(g, home) if is_free else pull(g)
 
 
 def _read_again(t):

@@ -262,11 +262,6 @@ def _listed(key):
     return key if isinstance(key, tuple) else (key,)
 
 
-def _is_mask(index):
-    "Whether an index is a recorded mask."
-    return isinstance(index, Recorded) and index.dtype == bool
-
-
 class Tape:
     "What was done: instructions, the arrays in them by number, and lines that compute numbers."
 
@@ -376,7 +371,7 @@ class Tape:
         "The value of `f`, written down; in the array `out`, if that is given."
         into = {} if out is None else {"out": self.real(out)}
         value = f(*self.real(args), **self.real_settings(settings), **into)
-        if f in _BY_VALUE or (f is operator.getitem and any(map(_is_mask, _listed(args[1])))):
+        if f in _BY_VALUE or (f is operator.getitem and any(map(self._varies, _listed(args[1])))):
             _refuse_shape("picking by a mask" if f is operator.getitem else f.__name__)
         if not isinstance(value, np.ndarray | np.generic):
             if isinstance(value, tuple | list) and any(isinstance(v, np.ndarray) for v in value):
@@ -398,6 +393,12 @@ class Tape:
         self.note(f, args, settings, made.number)
         return made
 
+    def _varies(self, index):
+        "Whether an index is a mask, of which a replay may have another one."
+        if not isinstance(index, Recorded) or index.dtype != bool:
+            return False
+        return id(self.values[self.roots[index.number]]) not in self.made
+
     def real_settings(self, settings):
         "`settings` with values in place of all that is recorded."
         return {name: self.real(a) for name, a in settings.items()}
@@ -416,10 +417,10 @@ class Tape:
 
     def note(self, f, args, settings, out, writes=()):
         "Write down an instruction."
-        if old and id(self.values[self.roots[out]]) in self.made:
-            _refuse_writing("writing into an array that is made inside, of numbers,")
         args, settings = self.ref(args), {name: self.ref(a) for name, a in settings.items()}
         writes = {self.ref(a) for a in writes if a is not None}
+        if any(id(self.values[self.roots[n]]) in self.made for n in writes):
+            _refuse_writing("writing into an array that is made inside, of numbers,")
         self.instructions.append(Instruction(f, args, settings, out, writes, _where()))
 
 # %% ../../nbs/70_recorded.ipynb #87d2f710

@@ -84,7 +84,7 @@ def adam(
         -1.0 if maximize else 1.0,
         1.0 - lr * weight_decay if decoupled else 1.0,
         0.0 if decoupled else 1.0 * weight_decay,
-        float(beta1), 1.0 - beta1, float(beta2), 1.0 - beta2,
+        1.0 * beta1, 1.0 - beta1, 1.0 * beta2, 1.0 - beta2,
         eps * root, lr * root / (1 - beta1**t),
     )  # fmt: skip
 

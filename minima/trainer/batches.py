@@ -261,8 +261,10 @@ class Passes:
     def __init__(
         self,
         state,  # a State
-        captured=False,  # whether to record it once, and to replay it from then on
+        captured=False,  # True records it once, and replays it from then on; or "fused": as loops
     ):
+        if captured not in (False, True, "fused"):
+            raise ValueError(f"capture is False, True or 'fused'; got {captured!r}")
         self.state, self.captured = state, captured
         self._of, self._told = None, None
 
@@ -274,7 +276,8 @@ class Passes:
             found = _three(state.model, state.loss_fn, tuple(state.optimizers))
             if self.captured:
                 capture = import_module("minima.capture").capture  # it comes later in the book
-                found = [capture(function, fallback="eager") for function in found]
+                settings = dict(fallback="eager", fuse=self.captured == "fused")
+                found = [capture(function, **settings) for function in found]
             self._of, self._found = parts, found
         return self._found
 
@@ -307,7 +310,8 @@ class Passes:
                     name = type(algorithm).__name__
                     if self._told != name:
                         warn(
-                            f"forward_and_back is not captured: {name} acts at {event.name}",
+                            f"forward_and_back is not captured: {name} acts in the middle of it,"
+                            f" at {event.name}",
                             stacklevel=5,
                         )
                     self._told = name

@@ -25,6 +25,7 @@ What always holds:
 - an error in whatever was handed in leaves a model in training mode, of whose batches each one was
   learned from once or not at all, and says whose it was and when;
 - gradients that are accumulated are the gradient of the whole batch;
+- training with `capture=True` ends in the same bits as without;
 - an evaluation records nothing, changes no weights, and leaves every layer in the mode it was in.
 
 What is left out: several processes, mixed precision, the 30 other settings of Composer's Trainer.
@@ -81,7 +82,7 @@ class Trainer:
         grad_accumulation=1,  # into how many parts to split each batch
         progress_bar=True,  # False for silence, "lines" for a line per epoch and no bar
         lint=True,  # whether to look for mistakes before and after the first step
-        capture=False,  # whether steps are recorded once and replayed: the same bits, faster
+        capture=False,  # True records steps once and replays them; or "fused": as compiled loops
         seed=None,  # for all draws from here on; the model's weights are made before
         device=None,  # where to train; by default where the model is
         save_folder=None,  # where checkpoints go; None for no checkpoints
