@@ -84,7 +84,10 @@ class Backend:
     "An array library: its name, its namespace `xp`, its array type, and how data come and go."
 
     narrow = frozenset()  # dtypes to store numbers in, but not to compute with
+    piecewise = False  # whether a long array is better gone over in pieces, which a cache can hold
     side_by_side = None  # lays arrays end to end, in one, where slices share memory; see NumPy's
+    record = None  # captures a function of Tensors in a way of its own; see the page on graphs
+    lifts = None  # while it does: what to hand a kernel for its arguments, numbers among them
 
     def __init__(
         self,
@@ -105,6 +108,9 @@ class Backend:
     def to_numpy(self, array):
         "`array` as a NumPy array, without a copy where that is possible."
         return np.asarray(array)
+
+    def check_unasked(self, array):
+        "Raise TypeError if NumPy may not read `array` unless somebody says `.numpy()`."
 
     def get_at(self, array, key):
         "The elements of `array` that `key`, a tuple with arrays of indices or masks, picks."
@@ -130,9 +136,21 @@ class Backend:
         "The `Device` on which `array` lives."
         return Device(self.name)
 
+    def pinned(self, array):
+        "NumPy's `array`, where this library can fetch it by itself, while others compute."
+        return array
+
+    def beside(self, array):
+        "The namespace, for what is to be where `array` is."
+        return self.xp
+
     def kernel(self, kernels):
         "What computes in place of a rule here: one of the rule's `kernels`, or None."
         return kernels.find(self.name)
+
+    def reading(self, rule, kernels):
+        "What computes a `rule` here, itself or one of its `kernels`; and what it finds too narrow."
+        return self.kernel(kernels) or rule, self.narrow
 
     def ask(self, function, like, *arrays, **settings):
         "What `function` of NumPy's arrays makes of `arrays`, as an array where `like` is."
@@ -145,7 +163,7 @@ class Backend:
         function(*arrays)
 
     def check_indices(self, array, size):
-        "Raise IndexError unless all of `array` is in [0, size); may skip it where reading is slow."
+        "Raise IndexError unless all of `array` is in [0, size); returns False if it did not look."
         if array.size and not (0 <= self.xp.min(array) and self.xp.max(array) < size):
             here = self.to_numpy(array)
             wrong = here[(here < 0) | (here >= size)][0]
@@ -219,7 +237,7 @@ _UNSIGNED = {np.dtype(f"int{bits}"): np.dtype(f"uint{bits}") for bits in (8, 16,
 class _NumPy(Backend):
     "NumPy, on the CPU."
 
-    narrow = _NARROW
+    narrow, piecewise = _NARROW, True
 
     def check_indices(self, array, size):
         unsigned = _UNSIGNED.get(array.dtype, array.dtype)  # where what is negative is very large
@@ -271,11 +289,17 @@ def backend_of(
     return found
 
 
+_in_vain = set()  # plug-ins that were looked for arrays in, and cannot be used
+
+
 def _find(array_type):
     "The backend for `array_type`, or None; a foreign array type is looked for among the plug-ins."
     if array_type not in _by_type and hasattr(array_type, "__dlpack__"):
-        for name in _plug_ins():
-            get_backend(name)
+        for name in _plug_ins().keys() - _by_name.keys() - _in_vain:
+            try:
+                get_backend(name)
+            except (ImportError, RuntimeError):  # who cannot compute here has made no array
+                _in_vain.add(name)
     return _by_type.get(array_type)
 
 # %% ../nbs/00_backend.ipynb #121f829c
@@ -329,7 +353,12 @@ def replaceable(
 
     @wraps(function)
     def apply(array, *args, **settings):
-        return (kernels.find(backend_of(array).name) or function)(array, *args, **settings)
+        backend = backend_of(array)
+        backend.beside(array)
+        kernel = kernels.find(backend.name)
+        if kernel is not None and backend.lifts is not None:
+            args, settings = backend.lifts(function, args, settings)
+        return (kernel or function)(array, *args, **settings)
 
     apply.rule, apply.kernels, apply.kernel = function, kernels, kernels.register
     return apply
@@ -374,10 +403,9 @@ class Device(str):
     def backend(self) -> Backend:
         "The backend behind this device. Raises RuntimeError if there is none, or too few devices."
         found = get_backend(self.type)
-        if self.index >= found.device_count():
-            raise RuntimeError(
-                f"no device {str(self)!r}: {self.type} has {found.device_count()} here"
-            )
+        if self.index >= (count := found.device_count()):
+            there = f"only {self.type}:0" if count == 1 else f"{self.type}:0 to {count - 1}"
+            raise RuntimeError(f"no device {str(self)!r}: there is {there} here")
         return found
 
     def put(self, data, dtype=None):

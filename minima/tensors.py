@@ -25,8 +25,8 @@ from copy import copy as copy_of
 
 import numpy as np
 
-from .backend import Device, as_dtype, backend_of, get_default_dtype, is_floating
-from .backend import _door, _find
+from .backend import Device, as_dtype, backend_of, get_backend, get_default_dtype
+from .backend import _door, _find, is_floating
 
 # %% ../nbs/01_tensors.ipynb #456d4a00
 def as_array(
@@ -37,6 +37,8 @@ def as_array(
     "The array behind `data`, copied only if it must be. Raises TypeError for what is not numeric."
     data = data.array if isinstance(data, Tensor) else data
     if _find(data.__class__) is None:
+        if hasattr(data, "__cuda_array_interface__"):
+            return as_array(get_backend("cuda").asarray(data), device, dtype)
         made_of_python = not hasattr(data, "__array__")
         data = np.asarray(data)
         if dtype is None and made_of_python and data.dtype.kind == "f":
@@ -60,18 +62,9 @@ class Tensor:
     "An n-dimensional array that remembers how it was made."
 
     __slots__ = (
-        "array",
-        "grad",
-        "requires_grad",
-        "_hooks",
-        "_order",
-        "_edges",
-        "_rule",
-        "_args",
-        "_settings",
-        "_home",
-        "__weakref__",
-    )
+        "array", "grad", "requires_grad", "_hooks", "_order", "_edges", "_rule", "_args",
+        "_settings", "_home", "__weakref__",
+    )  # fmt: skip
     __array_ufunc__ = None  # so that ndarray + Tensor asks us first
     namespace = None  # what `xp` is when a rule is read on Tensors; `operators` fills it in
 
@@ -156,10 +149,11 @@ class Tensor:
         return backend_of(self.array).to_numpy(self.array)
 
     def __array__(self, dtype=None, copy=None):
+        backend_of(self.array).check_unasked(self.array)
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __array_function__(self, function, types, args, kwargs):  # all of NumPy's but its ufuncs
-        numbers = (lambda t: t.detach().numpy()) if function in _FACTS else Tensor.numpy
+        numbers = (lambda t: t.detach().numpy()) if function in _FACTS else np.asarray
         args, kwargs = map_tensors(numbers, (args, kwargs))
         return function(*args, **kwargs)
 
@@ -168,6 +162,10 @@ class Tensor:
 
     def __dlpack_device__(self):
         return self.array.__dlpack_device__()
+
+    @property
+    def __cuda_array_interface__(self):  # which only arrays on a GPU have
+        return self.array.__cuda_array_interface__
 
     def __reduce__(self):  # how pickle and deepcopy take a tensor apart
         if not self.is_leaf:

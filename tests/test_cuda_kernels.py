@@ -14,7 +14,7 @@ from minima.backend import Backend, numpy_backend
 from minima.kernels import cuda, launches
 from minima.operators import fused
 from minima.operators.fused import _parts
-from minima.random import keep_mask
+from minima.random import keep_mask, random_bits
 from minima.tensors import _widened
 from minima.testing.emulator import ORDERS, Emulator, can_emulate
 
@@ -179,14 +179,25 @@ def test_norms_of_few_and_many_rows(launcher, rows):
 
 def test_a_norm_of_a_row_far_from_zero(launcher):
     "The mean is as exact as if it had been made twice."
-    for cols in (64, 65, 1024):
+    for cols in (44, 65, 1000):
         x = (1000 + 0.01 * np.random.default_rng(0).normal(size=(3, cols))).astype("float32")
         y, *_ = cuda.normalize(xp, x, axis=-1, eps=0.0)
         wide = x.astype("float64")
         wide -= wide.mean(axis=-1, keepdims=True)
         close(y, wide / wide.std(axis=-1, keepdims=True), 3e-3)  # half a unit of the mean
-        y, *_ = cuda.normalize(xp, np.full_like(x, 1000 / 3), axis=-1, eps=1e-5)
+        equal = np.repeat(np.random.default_rng(1).normal(size=(20, 1)), cols, axis=1)
+        y, *_ = cuda.normalize(xp, equal.astype("float32"), axis=-1, eps=1e-12)
         assert not y.any()
+
+
+@pytest.mark.parametrize("cols", [40, 41])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_norm_is_that_of_the_sum_as_it_is_stored(launcher, cols, dtype):
+    rng = np.random.default_rng(0)
+    x, residual = normal(rng, (2, 3, cols), dtype) / as_dtype(dtype).type(8)
+    y, z, _ = cuda._norm_parts(xp, x + x.dtype.type(16), residual, None, None, None, 0, 1e-5, True)
+    centred = wide(z) - wide(z).mean(axis=1, keepdims=True)
+    close(y, centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + 1e-5), DTYPES[dtype])
 
 
 def test_arrays_that_are_not_aligned_go_number_by_number(launcher):
@@ -232,6 +243,13 @@ def test_masks_are_those_of_the_cpu(launcher, shape, p, dtype):
     assert np.array_equal(y != 0, keep)
     assert np.array_equal(y, (keep / (1 - p)).astype("float32").astype(y.dtype))
     assert np.array_equal(pull(x), y)
+
+
+def test_bits_that_equal_the_threshold_are_kept(launcher):
+    x, bits = np.ones(64, "float32"), random_bits(*map(int, DRAW), 64)
+    for p in bits[:64:9] / 65536:
+        y, _ = cuda.dropout_by_draw(xp, x, DRAW, p=p)
+        assert np.array_equal(y != 0, keep_mask(64, p, *map(int, DRAW)))
 
 
 @pytest.mark.parametrize("cols", [8, 12, 13, 256, 2048, 9000])

@@ -148,7 +148,7 @@ def jacobian(
 
 def _unit(y, i):
     "A cotangent for `y` that is 1 at its element number `i`, else 0."
-    xp = backend_of(y.array).xp
+    xp = backend_of(y.array).beside(y.array)
     return wrap(xp.astype(xp.reshape(xp.arange(y.size) == i, y.shape), y.dtype))
 
 

@@ -158,7 +158,7 @@ def _check_unwritten(t, notes, create_graph):
 
 def _unbroadcast(g, like):
     "The cotangent `g` summed over the axes along which `like` was stretched, in its dtype."
-    xp = Tensor.namespace if isinstance(g, Tensor) else backend_of(like).xp
+    xp = Tensor.namespace if isinstance(g, Tensor) else backend_of(like).beside(like)
     shape = like.shape
     extra = g.ndim - len(shape)
     stretched = [i for i, n in enumerate(g.shape) if i < extra or n != shape[i - extra] == 1]
@@ -186,7 +186,7 @@ def _first_cotangent(output, gradient, as_tensor):
                 "grad can be implicitly created only for scalar outputs; this one has shape "
                 f"{output.shape}. Reduce it, for instance with .sum(), or pass backward(gradient)."
             )
-        array = backend_of(like).xp.ones_like(like)
+        array = backend_of(like).beside(like).ones_like(like)
         return wrap(array) if as_tensor else array
     # numbers from Python are as exact as the output
     array = as_array(gradient, None, None if hasattr(gradient, "dtype") else output.dtype)
@@ -198,7 +198,7 @@ def _first_cotangent(output, gradient, as_tensor):
         raise ShapeError(
             f"the gradient has shape {array.shape}, but the output has shape {like.shape}"
         )
-    array = backend_of(like).xp.reshape(array, like.shape)  # an object of this walk's own
+    array = backend_of(like).beside(like).reshape(array, like.shape)  # an object of this walk's own
     return wrap(array) if as_tensor else array
 
 
@@ -211,6 +211,7 @@ def _accumulate(leaf, g):
     elif leaf.grad is not None and leaf.grad.requires_grad:  # its graph needs its numbers
         leaf.grad = leaf.grad.detach() + wrap(g)
     elif leaf.grad is not None:
+        backend_of(leaf.array).beside(leaf.array)
         leaf.grad.array += g
         wrote(leaf.grad.array, "backward(), which adds to grad,")
     elif (

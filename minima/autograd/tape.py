@@ -90,9 +90,9 @@ class _Readings(dict):
 
     def __missing__(self, array_type):
         backend = _find(array_type)
-        read = backend.kernel(self.kernels) or self.rule
+        read, narrow = backend.reading(self.rule, self.kernels)
         read = self.around(read, self.rule) if self.around else read
-        self[array_type] = backend.xp, read, backend.narrow
+        self[array_type] = backend.xp, read, narrow
         return self[array_type]
 
 

@@ -96,7 +96,16 @@ class Number:
     def __neg__(self):
         return self.tape.number(-self.value, f"-{self.name}")
 
-    __float__ = __int__ = __index__ = _refuse_reading
+    def __float__(self):
+        return float(self.tape.read(self))
+
+    def __int__(self):
+        return int(self.tape.read(self))
+
+    __index__ = __int__
+
+    def __cupy_get_ndarray__(self):  # what CuPy asks for where a number meets an array
+        return self.tape.array(self)
 
 # %% ../../nbs/70_recorded.ipynb #445b35eb
 def _arithmetic(symbol, compute, swapped=False, compares=False):
@@ -310,6 +319,10 @@ class Tape:
         self.numbers.append(f"{name} = {text}")
         return Number(self, value, name)
 
+    def read(self, number):
+        "Raise CaptureError, since somebody wants to know the value of a Number."
+        _refuse_reading()
+
     def cell(self, slot):
         "A Number that is looked up in `slot`; a tuple of them, for a tuple."
         if isinstance(slot.value, tuple):
@@ -413,14 +426,15 @@ class Tape:
         loop(*self.real(args))
         marks = loop.py_func.__annotations__
         given = zip(loop.py_func.__code__.co_varnames, args)
-        self.note(loop, args, {}, None, [a for name, a in given if name in marks])
+        writes = [a for name, a in given if name in marks and isinstance(a, Recorded)]
+        self.note(loop, args, {}, None, writes)
 
     def note(self, f, args, settings, out, writes=()):
         "Write down an instruction."
-        args, settings = self.ref(args), {name: self.ref(a) for name, a in settings.items()}
-        writes = {self.ref(a) for a in writes if a is not None}
+        writes = {a.number for a in writes}
         if any(id(self.values[self.roots[n]]) in self.made for n in writes):
             _refuse_writing("writing into an array that is made inside, of numbers,")
+        args, settings = self.ref(args), {name: self.ref(a) for name, a in settings.items()}
         self.instructions.append(Instruction(f, args, settings, out, writes, _where()))
 
 # %% ../../nbs/70_recorded.ipynb #87d2f710

@@ -40,7 +40,7 @@ import numpy as np
 
 from ..autograd import Tensor, is_grad_enabled, wrap
 from ..autograd.tape import _owner, read_through, wrote_into
-from ..backend import Kernels, get_default_dtype, received_by
+from ..backend import Kernels, _by_type, get_default_dtype, received_by
 from .fusion import can_fuse
 from .plan import AGAIN, Plan
 from .recorded import CaptureError, Number, Tape, _refuse
@@ -233,9 +233,13 @@ class Captured:
         try:
             _check_inputs(tensors)
             is_warm = _same(_state(self.function), self.warm.get(key))
-            recording = self._record(tensors, run) if is_warm else None
+            own_way = _own_way(self.function, tensors) if is_warm else None
+            graph = own_way(self, tensors, run) if own_way else None
+            recording = self._record(tensors, run) if is_warm and not own_way else None
         except Exception as error:  # which has left no trace
             return self._fall_back(error, run)
+        if graph is not None:
+            return self._kept(key, *graph)
         if recording is not None:
             return self._planned(key, *recording)
         found = run()
@@ -265,7 +269,7 @@ class Captured:
         try:
             inputs = [tape.lift(t.array).number for t in tensors]
             swapped = _swap_in(tape, entry)
-            before = [(array, array.copy()) for array in tape.values]
+            before = [(array, array.copy()) for array in _apart(tape.values)]
             recorder.tape = tape
             draw = partial(tape.draw, _source.get())
             with _drawing_from(draw), received_by(tape.put):
@@ -293,11 +297,33 @@ class Captured:
         "Make a plan of what was written down; returns what the recorded run has returned."
         values = [tape.values[n].copy() for n in outputs[0]]
         plan = Replay(self, tape, inputs, outputs, *held)
+        return self._kept(key, plan, plan.returned(values))
+
+    def _kept(self, key, plan, found):
+        "Keep the `plan` for calls with this `key`; returns what was `found`."
         self.plans[key] = [plan, *self.plans.get(key, ())][: self.keep]
         self.plan, self.recordings = plan, self.recordings + 1
-        return plan.returned(values)
+        return found
 
 # %% ../../nbs/74_capture.ipynb #1de922a7
+def _apart(arrays):
+    "Those of `arrays` that are not pieces of others, whose copy has their numbers, too."
+    found, spans = [], []
+    for array in sorted(arrays, key=lambda a: -a.nbytes):
+        low, high = np.lib.array_utils.byte_bounds(array)
+        if not any(start <= low and high <= end for start, end in spans):
+            found.append(array)
+            spans += [(low, high)] * array.flags.c_contiguous
+    return found
+
+
+def _own_way(function, tensors):
+    "How the backend of the arrays records, if it has a way of its own."
+    arrays = [t.array for t in tensors] + [slot.value for slot in _slots(function)]
+    backends = (_by_type.get(type(a)) for a in arrays)
+    return next((backend.record for backend in backends if backend), None)
+
+
 def _rest(nest):
     "What `nest` has besides Tensors, as text."
 

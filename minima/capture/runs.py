@@ -58,10 +58,11 @@ def _formula(i, values):
         f, args = _POWERS.get(args[1]), args[:1]
     elif f is _astype:
         args = args[:1]
+    if f not in _FORMULAS or (i.settings and f is not _astype):
+        return None
     numbers = [a.value if isinstance(a, Number) else a for a in args if not isinstance(a, Ref)]
     dtypes = [values[a].dtype for a in args if isinstance(a, Ref)]
-    fits = {*map(type, numbers)} <= {int, float} and {*dtypes} <= _TYPES.keys()
-    if f not in _FORMULAS or not fits or (i.settings and f is not _astype):
+    if not ({*map(type, numbers)} <= {int, float} and {*dtypes} <= _TYPES.keys()):
         return None
     if f is np.where and (len(args) < 3 or not isinstance(args[0], Ref) or dtypes[0] != bool):
         return None

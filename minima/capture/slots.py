@@ -26,7 +26,7 @@ from weakref import ref
 import numpy as np
 
 from ..autograd import Tensor, wrap
-from ..backend import Backend, Device
+from ..backend import Backend, Device, _by_type
 from .recorded import _PACKAGE, Number, Recorded, _again, _refuse
 from ..optim import Optimizer
 from ..random import Generator
@@ -232,7 +232,7 @@ def _state(function):
 
 def _unheld(value):
     "`value`, or a weak reference to an array, since it matters who holds one: holders are counted."
-    return ref(value) if isinstance(value, np.ndarray) else value
+    return ref(value) if type(value) in _by_type else value
 
 
 def _same(a, b):

@@ -38,11 +38,12 @@ from zlib import crc32
 import numpy as np
 
 from ..autograd import Tensor
+from ..backend import Device
 from .datasets import Subset, TensorDataset
 from .samplers import BatchSampler, RandomSampler, SequentialSampler
 from ..operators import stack
 from ..random import Generator, as_generator, fork_rng
-from ..tensors import like_nest, map_nest
+from ..tensors import like_nest, map_nest, map_tensors, wrap
 
 # %% ../../nbs/41_loading.ipynb #9a93f5f1
 # ---- batches ----
@@ -156,6 +157,7 @@ class DataLoader:
         drop_last=False,  # whether to leave out a last batch that is smaller than the others
         generator=None,  # draws the orders if `shuffle`; None for the default one
         prefetch=0,  # how many batches a thread keeps ready; 0 for no thread
+        pin_memory=None,  # a device that is to fetch batches by itself; True means `"cuda"`
     ):
         _check_dataset(dataset)
         _check_order(batch_size, shuffle, sampler, batch_sampler, drop_last)
@@ -169,6 +171,9 @@ class DataLoader:
         self.dataset, self.sampler, self.batch_sampler = dataset, sampler, batch_sampler
         self.collate_fn = collate_fn or (convert if batch_sampler is None else collate)
         self.prefetch = prefetch
+        self.pin_memory = (
+            Device("cuda" if pin_memory is True else pin_memory) if pin_memory else None
+        )
         self._order = sampler if batch_sampler is None else batch_sampler
         self._epoch, self._resumes = None, False
 
@@ -221,7 +226,7 @@ class DataLoader:
         "The batches of the indices in `order`; the first of them is batch `start` of the epoch."
         for number, chosen in enumerate(order, start):
             try:
-                batch = self._batch(chosen)
+                batch = self._pinned(self._batch(chosen))
             except Exception as error:
                 error.add_note(f"This was for batch {number} of an epoch, counted from 0.")
                 raise
@@ -233,6 +238,14 @@ class DataLoader:
             return self.collate_fn(self._sample(chosen))
         rows = _rows(self.dataset, chosen) if self.collate_fn is collate else None
         return self.collate_fn([self._sample(i) for i in chosen]) if rows is None else rows
+
+    def _pinned(self, batch):
+        "`batch`, with its Tensors where the device that was named fetches them by itself."
+        if self.pin_memory is None:
+            return batch
+        pinned = self.pin_memory.backend.pinned
+        on_cpu = lambda t: t.device == "cpu" and not t.requires_grad
+        return map_tensors(lambda t: wrap(pinned(t.array)) if on_cpu(t) else t, batch)
 
     def _sample(self, i):
         "Sample `i` of the data set."

@@ -3,8 +3,8 @@
 // A block of (32 * warps, rows at a time) threads; several rows at a time only where warps is 1.
 #include "common.cuh"
 
-struct Most { float top; };  // the larger of two is their "sum"; NaN is larger than all
-INLINE Most operator+(Most s, Most t) { return s.top > t.top || s.top != s.top ? s : t; }
+struct Most { float top; };  // the larger of two is their "sum"; NaN will show in that of exp
+INLINE Most operator+(Most s, Most t) { return s.top > t.top ? s : t; }
 INLINE Most from_lane(Most v, int mask) { return {from_lane(v.top, mask)}; }
 INLINE double from_lane(double v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 

@@ -38,7 +38,7 @@ __global__ void adam(
     means.at[j] = narrow<T>(mean), squares.at[j] = narrow<T>(square);
     if (largest) {
       float before = wide(most.at[j]);
-      square = before >= square || before != before ? before : square;
+      square = before >= square ? before : square;
       most.at[j] = narrow<T>(square);
     }
     w.at[j] = narrow<T>(a - mean / (sqrtf(square) + c.eps) * c.rate);

@@ -270,7 +270,7 @@ class GyroSequential(Sequential):
             table = drop._table(chosen, (linear.out_features,), x.device)
             blocks = table[:, :: drop.block]
             weights += linear.weight, linear.bias
-            keeps.append(backend_of(table).xp.take(blocks, x.device.put(rows), axis=0))
+            keeps.append(backend_of(table).beside(table).take(blocks, x.device.put(rows), axis=0))
             ps.append(drop._dropped(table))
         settings = dict(blocks=[drop.block for drop in members[2::3]], ps=ps)
         y = relu_drop_chain(x, *weights, members[-1].weight, *keeps, **settings)

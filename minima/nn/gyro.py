@@ -250,7 +250,7 @@ class GyroDropout(Module):
     def _dropped(self, table):
         "The fraction that counts as dropped: of all masks on average, or of this `table` in fact."
         if self.scale == "measured":
-            xp = backend_of(table).xp
+            xp = backend_of(table).beside(table)
             return 1 - int(xp.sum(xp.astype(table, xp.int64))) / max(table.size, 1)
         return round(self.p * 65536) / 65536  # what a mask can do
 

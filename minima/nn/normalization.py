@@ -135,7 +135,9 @@ class _BatchNorm(_Normalization):
         if self.running_mean is None:
             return _moments(x)
         self.num_batches_tracked[...] = self.num_batches_tracked + 1
-        momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+        momentum = self.momentum
+        if momentum is None:  # an array, so that nobody waits for it
+            momentum = 1 / ops.astype(self.num_batches_tracked, dtype=self.running_mean.dtype)
         return _update_running(x, self.running_mean, self.running_var, momentum)
 
     def forward(self, x):

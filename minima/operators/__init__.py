@@ -193,12 +193,12 @@ def asarray(a, dtype=None):
 
 def zeros_like(a):
     "Zeros of the shape, dtype and library of the Tensor `a`."
-    return wrap(backend_of(a.array).xp.zeros_like(a.array))
+    return wrap(backend_of(a.array).beside(a.array).zeros_like(a.array))
 
 
 def ones_like(a):
     "Ones of the shape, dtype and library of the Tensor `a`."
-    return wrap(backend_of(a.array).xp.ones_like(a.array))
+    return wrap(backend_of(a.array).beside(a.array).ones_like(a.array))
 
 
 def arange(n):

@@ -200,13 +200,13 @@ def index_select(a, axis, index):
 
 def masked_select(a, mask):
     "The elements of `a` where `mask` holds, in one row; the two are broadcast."
-    shape = backend_of(a.array).xp.broadcast_shapes(a.shape, mask.shape)
+    shape = backend_of(a.array).beside(a.array).broadcast_shapes(a.shape, mask.shape)
     return getitem(broadcast_to(a, shape), broadcast_to(mask, shape))
 
 
 def nonzero(a):
     "Where `a` is not zero: one row of indices for each such element, (n, ndim), int64."
-    xp = backend_of(a.array).xp
+    xp = backend_of(a.array).beside(a.array)
     return wrap(xp.stack(xp.nonzero(a.array), axis=1))
 
 # %% ../../nbs/09_further.ipynb #d1a55333

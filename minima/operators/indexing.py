@@ -135,7 +135,7 @@ def _places(name, a, axis, indices):
         raise ShapeError(
             f"{name}: indices of shape {indices.shape} need as many axes as a of shape {a.shape}"
         )
-    axis, xp = _axes(axis, a.ndim), backend_of(indices.array).xp
+    axis, xp = _axes(axis, a.ndim), backend_of(indices.array).beside(indices.array)
     return tuple(
         indices if i in axis else xp.reshape(xp.arange(n), (-1,) + (1,) * (a.ndim - 1 - i))
         for i, n in enumerate(indices.shape)
@@ -214,7 +214,7 @@ def repeat_interleave(
     "Each element of `a` (or each slice along `axis`) several times in a row: NumPy's `repeat`."
     a = _tensor(a)
     a, axis = (reshape(a, (-1,)), 0) if axis is None else (a, _axis(axis, a.ndim))
-    xp = backend_of(a.array).xp
+    xp = backend_of(a.array).beside(a.array)
     repeats = repeats.tolist() if hasattr(repeats, "tolist") else repeats
     if not isinstance(repeats, int) and len(repeats) not in (1, a.shape[axis]):
         raise ShapeError(f"repeat_interleave: {len(repeats)} numbers for {a.shape[axis]} elements")

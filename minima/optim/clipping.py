@@ -47,11 +47,12 @@ def _total_norm(gradients, kind):
     "The norm of all arrays `gradients` together, as an array without axes."
     first, norms = backend_of(gradients[0]), []
     for g in gradients:
-        xp = backend_of(g).xp
+        xp = backend_of(g).beside(g)
         wide = xp.astype(g, xp.float32) if wrap(g).dtype.itemsize < 4 else g
         norms.append(first.device_of(gradients[0]).put(_norm(xp, wide, kind)))
-    total = first.xp.asarray(_norm(first.xp, first.xp.stack(norms), kind))
-    return first.xp.astype(total, first.xp.result_type(*(g.dtype for g in gradients)))
+    xp = first.beside(gradients[0])
+    total = xp.asarray(_norm(xp, xp.stack(norms), kind))
+    return xp.astype(total, xp.result_type(*(g.dtype for g in gradients)))
 
 # %% ../../nbs/35_clipping.ipynb #44eaf891
 def _gradients(parameters, bound, name):
@@ -91,12 +92,12 @@ def clip_grad_norm_(
             f"cannot be clipped: it is {float(total)}. Skip this step, or look for what made it; "
             "with error_if_nonfinite=False gradients are scaled by it all the same."
         )
-    xp = backend_of(total).xp
+    xp = backend_of(total).beside(total)
     with np.errstate(all="ignore"):
         factor = xp.asarray(xp.minimum(max_norm / (total + 1e-6), 1.0))
         for g in gradients:
             home = backend_of(g)
-            home.xp.multiply(g, home.device_of(g).put(factor, g.dtype), out=g)
+            home.beside(g).multiply(g, home.device_of(g).put(factor, g.dtype), out=g)
             wrote(g, "clip_grad_norm_()")
     return wrap(total)
 
@@ -107,5 +108,5 @@ def clip_grad_value_(
 ):
     "Bound each number in the gradients by `clip_value`, above and below, in place."
     for g in _gradients(parameters, clip_value, "clip_value"):
-        backend_of(g).xp.clip(g, -clip_value, clip_value, out=g)
+        backend_of(g).beside(g).clip(g, -clip_value, clip_value, out=g)
         wrote(g, "clip_grad_value_()")

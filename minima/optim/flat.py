@@ -82,7 +82,8 @@ class Bundle:
             for state, parts, piece in zip(self.states, self.parts, pieces):
                 state[name] = parts[name] = piece
         size = self.flat.size
-        spans = [slice(i, min(i + CHUNK, size)) for i in range(0, size, CHUNK)]
+        step = CHUNK if self.backend.piecewise else size
+        spans = [slice(i, min(i + step, size)) for i in range(0, size, step)]
         self.chunks = [(s, self.flat[s], {k: a[s] for k, a in arrays.items()}) for s in spans]
         self.whole = [(slice(size), self.flat, arrays)]
 
@@ -113,6 +114,7 @@ class Bundle:
         group,  # its settings
     ):
         "Update all parameters, and what is remembered of them."
+        self.backend.beside(self.flat)
         self._gather()
         kernels = getattr(getattr(update, "mathematics", None), "kernels", None)
         compiled = kernels is not None and kernels.find(self.backend.name)

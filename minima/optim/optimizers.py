@@ -292,7 +292,7 @@ def _zeros(p, state, *names):
     "The arrays `names` of `state`, each made of zeros if it is new; `p` says how large."
     for name in names:
         if name not in state:
-            state[name] = backend_of(p).xp.zeros_like(p)
+            state[name] = backend_of(p).beside(p).zeros_like(p)
     return [state[name] for name in names]
 
 

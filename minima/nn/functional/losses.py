@@ -217,8 +217,8 @@ def _labels(layer, input, target, ignore_index):
         raise TypeError(f"{layer} expects integer labels, got {target.dtype}: {how}")
     check = backend_of(target.array).check_indices
     try:
-        check(target.array, classes)
-        if not 0 <= ignore_index < classes:
+        looked = check(target.array, classes) is not False
+        if looked and not 0 <= ignore_index < classes:
             return target, None
     except IndexError:  # some are to be ignored, or wrong
         pass
@@ -275,10 +275,9 @@ def _all_count(input, target, ignore_index):
     if target.dtype.kind not in "iu" or -1 < ignore_index < x.shape[1]:
         return False
     try:
-        backend_of(labels).check_indices(labels, x.shape[1])
+        return backend_of(labels).check_indices(labels, x.shape[1]) is not False
     except IndexError:
         return False
-    return True
 
 
 def cross_entropy(

@@ -1,0 +1,627 @@
+"The backend for GPUs, on a pretended CuPy: numbers, places, waits, errors. No GPU is needed."
+
+import ast
+import importlib
+import inspect
+import sys
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_conformance import LOSSES
+from test_house import path_in_xp, rules, sources_of_rules
+from test_nn_layers import CASES as LAYERS
+from test_nn_layers import ROWS as LAYER_ROWS
+from test_operators import ROWS, SMOOTH, normal, numbers
+from test_optim import SETTINGS, label
+
+from minima import backend as registry
+from minima import data, nn, optim
+from minima.autograd import Tensor, from_dlpack, grad
+from minima.backend import backend_of, get_backend, kernels_off, register
+from minima.gpu import cards
+from minima.gpu.cublas import _TYPES, Cublas, Pretended, distance, layout
+from minima.gpu.library import pretended
+from minima.random import manual_seed
+from minima.testing import check_backend, mock
+from minima.trainer import Trainer
+
+GPU = "mock"
+
+
+@pytest.fixture(scope="module")
+def backend():
+    mock.reset(devices=2)
+    yield register(pretended(GPU))
+    del registry._by_name[GPU], registry._by_type[mock.ndarray]
+
+
+@pytest.fixture
+def card(backend):
+    "The pretended card with nothing counted; its backend."
+    mock.reset(devices=2)
+    return backend
+
+
+def quiet():
+    "Nothing was copied since the last count, and nobody has waited."
+    return not (mock.counts["copies"] or mock.counts["waits"])
+
+
+def on(device, arrays):
+    return [Tensor(a, device=device, requires_grad=a.dtype.kind == "f") for a in arrays]
+
+
+def equal(there, here, rtol, where=f"{GPU}:0"):
+    "Whether two tensors, or Nones, have the same numbers and dtype, and the first is on the card."
+    assert (there is None) == (here is None)
+    if here is not None:
+        assert there.device == where and there.dtype == here.dtype
+        there, here = there.data.numpy(), here.data.numpy()
+        np.testing.assert_allclose(there, here, rtol, atol=rtol, strict=True)
+
+
+# ---- the operators ----
+
+LOOKING = {"getitem, by mask", "masked_select", "nonzero"}  # a shape that depends on numbers
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_every_operator_has_numpys_value_and_gradients_and_looks_at_nothing(row, index, card):
+    for shapes, settings in row.cases():
+        arrays, there = numbers(row.make, shapes), f"{GPU}:{index}"
+        here, leaves = on("cpu", arrays), on(there, arrays)
+        with kernels_off():
+            expected = row.ours_with(settings)(*here)
+        mock.counts.clear()
+        found = row.ours_with(settings)(*leaves)
+        assert quiet() or row.name in LOOKING
+        equal(found, expected, 1e-12, there)
+        if found.requires_grad:
+            (g,) = numbers(normal, [found.shape])
+            cotangent = Tensor(g.astype(expected.dtype), device=there)
+            expected.backward(g.astype(expected.dtype))
+            mock.counts.clear()
+            found.backward(cotangent)
+            assert quiet() or row.name in LOOKING
+            for a, b in zip(leaves, here):
+                equal(a.grad, b.grad, 1e-10, there)
+
+
+@pytest.mark.parametrize("row", SMOOTH, ids=lambda row: row.name)
+def test_second_derivatives_are_numpys(row, card):
+    shapes, settings = row.cases()[-1]
+    arrays, results = numbers(row.make, shapes), []
+    for device in (GPU, "cpu"):
+        leaves = on(device, arrays)
+        wanted, y = [t for t in leaves if t.requires_grad], row.ours_with(settings)(*leaves)
+        if not y.requires_grad:
+            return
+        weights = Tensor(np.linspace(1, 2, y.size).reshape(y.shape), device=device)
+        first = grad(y, wanted, weights, create_graph=True)
+        total = sum((g * g).sum() for g in first)
+        results.append(grad(total, wanted, allow_unused=True) if total.requires_grad else [])
+    for a, b in zip(*results, strict=True):
+        equal(a, b, 1e-9)
+
+
+def test_the_suite_for_backends_is_content(card):
+    assert check_backend(GPU, verbose=False) == check_backend("cpu", verbose=False)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_are_numpys_with_all_their_options(name, card):
+    rng = np.random.default_rng(0)
+    inputs = [normal(rng, (4, 3)), rng.uniform(0.1, 0.9, (4, 3)), np.array([0, 1, 2, 1])]
+    inputs += [rng.random((4, 3)) < 0.5, np.array([0.5, 1.0, 2.0])]
+    found = []
+    for device in ("cpu", GPU):
+        z, p, *others = (Tensor(a, device=device) for a in inputs)
+        z, p = z.requires_grad_(), p.requires_grad_()
+        loss = LOSSES[name](nn.functional, z, p, *others)
+        found.append([loss, *grad(loss, [z, p], allow_unused=True)])
+    for ours, theirs in zip(*found, strict=True):
+        equal(theirs, ours, 1e-12)
+
+
+def test_ignored_labels_are_ignored_where_nobody_looks_at_them(card):
+    z, labels = np.random.default_rng(0).normal(size=(4, 3)), np.array([0, -100, 2, 1])
+    found = []
+    for device in ("cpu", GPU):
+        x = Tensor(z, device=device, requires_grad=True)
+        loss = nn.functional.cross_entropy(x, Tensor(labels, device=device))
+        loss.backward()
+        found.append((loss, x.grad))
+    for here, there in zip(*found):
+        equal(there, here, 1e-12)
+
+
+# ---- layers, optimizers, training ----
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name, shape", LAYERS)
+def test_layers_are_numpys_and_look_at_nothing(name, shape, training, card):
+    x = np.random.default_rng(0).normal(size=shape)
+    (g,), found = numbers(normal, [LAYER_ROWS[name].make(nn).double()(Tensor(x)).shape]), []
+    for device in ("cpu", GPU):
+        manual_seed(0)
+        layer = LAYER_ROWS[name].make(nn).double().train(training).to(device)
+        leaf, upstream = Tensor(x, device=device, requires_grad=True), Tensor(g, device=device)
+        mock.counts.clear()
+        y = layer(leaf)
+        y.backward(upstream)
+        assert quiet()
+        states = [*layer.parameters(), *layer.buffers()]
+        found.append([y, leaf.grad, *states, *(p.grad for p in layer.parameters())])
+    for here, there in zip(*found, strict=True):
+        equal(there, here, 1e-9)
+
+
+def small_model():
+    return nn.Sequential(
+        nn.Linear(4, 8, bias=False, dtype="float64"), nn.BatchNorm1d(8, dtype="float64"), nn.ReLU(),
+        nn.FusedDropoutLayerNorm(8, dropout=0.2).double(), nn.Dropout(0.3),
+        nn.Linear(8, 3, dtype="float64"),
+    )  # fmt: skip
+
+
+def stepped(device, make, steps=3):
+    "The state of a small model after some steps, and what was counted in the last ones."
+    manual_seed(0)
+    model, rng = small_model().to(device), np.random.default_rng(0)
+    optimizer, loss_fn = make(model.parameters()), nn.CrossEntropyLoss()
+    x = Tensor(rng.normal(size=(16, 4)), device=device)
+    labels = Tensor(rng.integers(0, 3, 16), device=device)
+    for _ in range(steps):
+        mock.counts.clear()
+        optimizer.zero_grad()
+        loss_fn(model(x), labels).backward()
+        optim.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        if device != "cpu":
+            assert quiet()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("optimizer, settings", SETTINGS, ids=label)
+def test_a_step_of_any_optimizer_neither_copies_nor_waits(optimizer, settings, card):
+    make = lambda params: optimizer(params, **settings)
+    here, there = (stepped(device, make) for device in ("cpu", GPU))
+    for name, value in here.items():
+        equal(there[name], value, 1e-9)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_parameters_lie_side_by_side_and_are_updated_together(index, card):
+    rng, launches = np.random.default_rng(0), {}
+    for size in (3, 30):
+        params = [
+            Tensor(rng.normal(size=(4, 5)), device=f"{GPU}:{index}", requires_grad=True)
+            for _ in range(size)
+        ]
+        optimizer = optim.Adam(params)
+        for _ in range(4):
+            for p in params:
+                p.grad = p.detach() * 2
+            mock.counts.clear()
+            optimizer.step()
+        launches[size] = mock.counts["launches"] - size  # one each brings a gradient home
+        assert quiet()
+    assert launches[3] == launches[30]
+
+
+@pytest.mark.parametrize("pin", [None, GPU])
+def test_a_trainer_trains_there_as_on_the_cpu(pin, card, tmp_path):
+    found, rng = [], np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 4)), rng.integers(0, 3, 20)
+    dataset = data.TensorDataset(Tensor(x), Tensor(y))
+    for device in ("cpu", GPU):
+        manual_seed(0)
+        model = small_model()
+        loader = data.DataLoader(dataset, 5, shuffle=True, pin_memory=pin)
+        trainer = Trainer(
+            model, loader, [(Tensor(x), Tensor(y))], 2, device=device,
+            optimizers=optim.Adam(model.parameters(), lr=0.01), progress_bar=False, lint=False,
+        )  # fmt: skip
+        trainer.fit()
+        trainer.load_checkpoint(trainer.save_checkpoint(tmp_path / device))
+        trainer.fit("1ep")
+        assert {backend_of(t.array).name for t in model.state_dict().values()} == {device}
+        found.append(trainer.history["loss"] + trainer.history["eval_loss"])
+    np.testing.assert_allclose(*found, rtol=1e-9)
+
+
+# ---- halves ----
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_halves_are_as_exact_as_on_the_cpu(row, dtype, card):
+    shapes, settings = row.cases()[0]
+    arrays = [a.astype("float32") if a.dtype.kind == "f" else a for a in numbers(row.make, shapes)]
+    found = []
+    for device in ("cpu", GPU):
+        leaves = [Tensor(a, device=device) for a in arrays]
+        leaves = [t.to(dtype) if t.dtype == "float32" else t for t in leaves]
+        with kernels_off():
+            found.append(row.ours_with(settings)(*leaves))
+    here, there = found
+    assert here.dtype == there.dtype
+    roundings = 4 if row.name == "linear, and a bend" else 1  # of the product, the sum, and after
+    ulp = 2.0 ** (-7 if dtype == "bfloat16" else -10)
+    a, b = there.to("float32").numpy(), here.to("float32").numpy()
+    np.testing.assert_allclose(a, b, roundings * ulp, 1e-3)
+
+
+def test_what_is_squared_on_the_way_may_be_larger_than_a_half(card):
+    x = Tensor(np.float16([[300.0, -300.0]]), device=GPU)
+    assert nn.functional.layer_norm(x, (2,)).tolist() == [[1.0, -1.0]]
+
+
+# ---- places ----
+
+
+def test_nothing_moves_unasked_between_devices(card):
+    here, there, other = (Tensor([1.0], device=d) for d in ("cpu", GPU, f"{GPU}:1"))
+    for a, b in ((here, there), (there, here), (there, other), (other, there)):
+        with pytest.raises(RuntimeError, match=r"multiply got arrays on \w+(:\d)? and"):
+            a * b
+    with pytest.raises(TypeError, match=r"on mock:0.*\.numpy\(\)"):
+        np.asarray(there)
+    assert there.numpy().tolist() == [1.0]
+
+
+def test_gradients_follow_back_from_device_to_device(card):
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    y = (x.to(GPU) * 3).to(f"{GPU}:1") ** 2
+    y.to("cpu").backward([1.0, 10.0])
+    assert y.device == f"{GPU}:1" and x.grad.device == "cpu" and x.grad.tolist() == [18.0, 360.0]
+    p = Tensor([1.0], device=f"{GPU}:1", requires_grad=True)
+    for _ in range(2):
+        mock.cuda.Device(0).use()
+        (p * 2).sum().backward()
+    assert p.grad.tolist() == [4.0] and p.grad.device == f"{GPU}:1"
+
+
+def test_a_device_that_the_machine_lacks_is_named_with_those_it_has(card):
+    with pytest.raises(RuntimeError, match="no device 'mock:2': there is mock:0 to 1 here"):
+        Tensor([1.0], device="mock:2")
+
+
+def test_small_numbers_go_along_with_a_launch_and_large_ones_by_pinned_memory(card):
+    door, rng = card.door, np.random.default_rng(0)
+    for a in (np.uint64([2**63 + 5, 7]), np.float64(3.5), np.arange(63).astype("int8"), True):
+        assert card.asarray(a).inside.tolist() == np.asarray(a).tolist()
+    assert not mock.counts["copies"]
+    for a in (rng.normal(size=(5, 7)), np.zeros((0, 3)), rng.normal(size=(6, 6)).T):
+        np.testing.assert_array_equal(card.asarray(a).inside, a, strict=True)
+    assert mock.counts["copies"] == 2 and not mock.counts["waits"]
+    pinned = card.pinned(rng.normal(size=(9, 9)))
+    card.asarray(pinned)
+    assert door.under_way[-1][1] is pinned and len(door.under_way) == 1
+
+
+def test_a_loader_puts_its_batches_where_the_card_fetches_them(card):
+    x = np.arange(40.0).reshape(20, 2)
+    for prefetch in (0, 2):
+        loader = data.DataLoader(
+            data.TensorDataset(Tensor(x)), 5, pin_memory=GPU, prefetch=prefetch
+        )
+        found = [batch for (batch,) in loader]
+        assert all(card.door._is_pinned(t.numpy()) for t in found)
+        np.testing.assert_array_equal(np.concatenate([t.numpy() for t in found]), x)
+        mock.counts.clear()
+        assert found[0].to(GPU).device == f"{GPU}:0" and not mock.counts["waits"]
+
+
+def test_draws_are_the_same_on_every_device(card):
+    drop, x, found = nn.Dropout(0.5), np.ones((40, 3)), []
+    for device in ("cpu", GPU, f"{GPU}:1"):
+        generator = manual_seed(3)
+        found.append(drop(Tensor(x, device=device)).tolist())
+        assert generator.get_state() == {"seed": 3, "offset": 1}
+    assert found[0] == found[1] == found[2]
+
+
+# ---- other libraries on the card ----
+
+
+class Theirs:
+    "An array of another library on the card: it shows where its memory is."
+
+    def __init__(self, array):
+        self.array = array
+        self.__cuda_array_interface__ = array.__cuda_array_interface__
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+
+def test_memory_on_the_card_is_shared_with_other_libraries(card, monkeypatch):
+    monkeypatch.setitem(registry._by_name, "cuda", card)
+    mine = Tensor(np.arange(6.0).reshape(2, 3), device=GPU)
+    mock.counts.clear()
+    assert mine.__dlpack_device__() == (2, 0)
+    for again in (Tensor(Theirs(mine)), from_dlpack(mine)):
+        again[0, 0] = 9.0
+        assert np.shares_memory(again.array.inside, mine.array.inside) and quiet()
+    assert hasattr(mine, "__cuda_array_interface__")
+    assert not hasattr(Tensor([1.0]), "__cuda_array_interface__")
+
+
+# ---- products ----
+
+SHAPES = [
+    ((3, 4), (4, 5)), ((4,), (4, 5)), ((3, 4), (4,)), ((4,), (4,)), ((2, 3, 4), (4, 5)),
+    ((3, 4), (2, 4, 5)), ((2, 3, 4), (2, 4, 5)), ((2, 1, 3, 4), (6, 4, 5)), ((1, 3, 4), (4, 5)),
+    ((0, 4), (4, 5)), ((3, 0), (0, 5)), ((2, 0, 4), (4, 5)), ((1, 1), (1, 1)), ((3, 1), (1, 5)),
+    ((2, 2, 3, 4), (2, 2, 4, 5)), ((2, 3, 4), (1, 4, 1)),
+]  # fmt: skip
+LAYOUTS = {
+    "as it is": lambda a: a,
+    "turned": lambda a: np.ascontiguousarray(a.swapaxes(-1, -2)).swapaxes(-1, -2),
+    "a part": lambda a: np.pad(a, [(0, 2)] * a.ndim)[tuple(slice(n) for n in a.shape)],
+    "every other": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+    "heads": lambda a: np.ascontiguousarray(a.swapaxes(0, -2)).swapaxes(0, -2),
+    "backwards": lambda a: np.ascontiguousarray(a[::-1])[::-1],
+}
+
+
+@pytest.mark.parametrize("left", LAYOUTS)
+@pytest.mark.parametrize("right", LAYOUTS)
+@pytest.mark.parametrize("a, b", SHAPES)
+def test_products_are_numpys_however_matrices_lie(a, b, left, right, card):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=a), rng.normal(size=b)
+    a, b = (LAYOUTS[how](x) if x.ndim > 1 else x for how, x in ((left, a), (right, b)))
+    found = card.xp.matmul(mock._wrap(a), mock._wrap(b)).inside
+    np.testing.assert_allclose(found, a @ b, rtol=1e-12, strict=True)
+
+
+@pytest.mark.parametrize("dtype", [*_TYPES, "int64"])
+def test_products_of_every_dtype_are_summed_wide(dtype, card):
+    dtype = np.dtype(registry.as_dtype(dtype))
+    a, b = np.full((2, 3, 3000), 1, dtype), np.full((3000, 2), 1, dtype)
+    found = card.xp.matmul(mock._wrap(a), mock._wrap(b)).inside
+    assert found.dtype == dtype and (found == np.float32(3000).astype(dtype)).all()
+
+
+def test_a_matrix_that_cublas_can_read_is_not_copied(card):
+    a = mock.asarray(np.ones((4, 6)))
+    for x in (a, a.T, a[:, :3], a[1:].T, a[:1], mock.asarray(np.ones((3, 4, 6)))[1:]):
+        mock.counts.clear()
+        card.xp.matmul(x, mock.swapaxes(x, -1, -2))
+        assert mock.counts["launches"] == 1
+    assert layout(a[:, ::2]) is None and distance(mock.zeros((2, 3, 4, 5))[:, ::2]) is None
+
+
+def test_stacks_and_sizes_that_do_not_fit_are_refused(card):
+    with pytest.raises(ValueError, match="inner sizes differ, 4 and 3"):
+        card.xp.matmul(mock.zeros((2, 4)), mock.zeros((3, 2)))
+    with pytest.raises(ValueError, match=r"stacks of \(2,\) and \(3,\)"):
+        card.xp.matmul(mock.zeros((2, 2, 2)), mock.zeros((3, 2, 2)))
+
+
+def test_a_handle_is_made_once_for_a_stream_with_a_workspace_of_its_own(card):
+    library, asked = Pretended(mock.launch), []
+    for name in ("cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2"):
+        setattr(library, name, lambda *args, name=name: asked.append(name) or 0)
+    ours, x = Cublas(library, mock), mock.ones((2, 2))
+    streams = [mock.cuda.Stream(non_blocking=True) for _ in range(2)]
+    for stream in streams * 2:
+        ours.matmul(x, x)
+        with stream:
+            ours.matmul(x, x)
+    assert asked[:3] == ["cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2"]
+    assert len(asked) == 9 and len(ours.handles) == 3
+    library.cublasGemmStridedBatchedEx = lambda *args: 13
+    with pytest.raises(RuntimeError, match="cublasGemmStridedBatchedEx failed with status 13"):
+        ours.matmul(x, x)
+
+
+# ---- what may be missing ----
+
+
+def machine(driver=13000, needed=13020, count=1):
+    "What CuPy answers on some machine."
+    runtime = SimpleNamespace(
+        driverGetVersion=lambda: driver, runtimeGetVersion=lambda: needed,
+        getDeviceCount=lambda: count,
+    )  # fmt: skip
+    cuda = SimpleNamespace(runtime=runtime, is_available=lambda: count > 0)
+    return SimpleNamespace(__version__="14.2.0", cuda=cuda)
+
+
+@pytest.mark.parametrize("facts, said", [
+    (dict(driver=0), "CuPy 14.2.0 is installed, but this machine has no NVIDIA driver; "
+                     "use device='cpu'"),
+    (dict(driver=12040), "CuPy 14.2.0 is installed for CUDA 13.2, but the NVIDIA driver is for "
+                         "CUDA 12.4: update the driver, or pip install \"minima[cuda12]\""),
+    (dict(count=0), "CuPy 14.2.0 is installed, and a driver, but no CUDA device; "
+                    "use device='cpu'"),
+])  # fmt: skip
+def test_a_machine_that_cannot_compute_says_why_in_a_line(facts, said, monkeypatch):
+    monkeypatch.setattr(cards, "find_cupy", lambda: machine(**facts))
+    assert cards.available() == (False, said)
+
+
+def entry_point(name="cuda"):
+    "The entry point as an installation has it."
+    entry = importlib.metadata.EntryPoint(name, "minima.gpu:backend", "minima.backends")
+    return {name: entry}
+
+
+def test_without_cupy_the_device_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(registry, "_plug_ins", entry_point)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    for _ in range(2):
+        with pytest.raises(
+            RuntimeError, match=r"'cuda' needs CuPy: pip install \"minima\[cuda13\]"
+        ):
+            Tensor([1.0], device="cuda")
+    assert cards.available()[0] is False
+
+
+def test_a_cupy_that_is_broken_says_what_it_lacks(monkeypatch):
+    def broken(name):
+        raise ModuleNotFoundError("No module named 'fastrlock'", name="fastrlock")
+
+    monkeypatch.setattr(cards, "import_module", broken)
+    with pytest.raises(RuntimeError, match="lacks 'fastrlock'"):
+        cards.find_cupy()
+    monkeypatch.setattr(cards, "import_module", lambda name: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cards.find_cupy()
+
+
+@pytest.mark.parametrize("name", ["nvrtc", "cublas"])
+@pytest.mark.parametrize("where", ["pathfinder", "linker"])
+def test_libraries_of_cuda_that_are_missing_are_named(name, where, monkeypatch):
+    def nowhere(name):
+        raise RuntimeError("not found")
+
+    if where == "pathfinder":
+        found = SimpleNamespace(load_nvidia_dynamic_lib=nowhere)
+        monkeypatch.setattr(cards, "import_module", lambda name: found)
+    else:
+        monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
+        monkeypatch.setattr(cards.ctypes, "CDLL", lambda path: (_ for _ in ()).throw(OSError(path)))
+    with pytest.raises(RuntimeError, match=rf"{name}.*pip install \"cupy-cuda13x\[ctk\]\""):
+        cards.library(name, machine())
+
+
+def test_a_foreign_array_does_not_ask_for_cuda_again_and_again(monkeypatch):
+    asked = []
+
+    class Entry:
+        def load(self):
+            asked.append(1)
+            raise RuntimeError("device 'cuda' needs CuPy")
+
+    class Foreign:
+        def __dlpack__(self):
+            pass
+
+        def __array__(self, dtype=None, copy=None):
+            return np.ones(2)
+
+    monkeypatch.setattr(registry, "_plug_ins", lambda: {"cuda": Entry()})
+    monkeypatch.setattr(registry, "_in_vain", set())
+    assert Tensor(Foreign()).tolist() == [1.0, 1.0] == Tensor(Foreign()).tolist()
+    assert len(asked) == 1
+    with pytest.raises(RuntimeError, match="needs CuPy"):
+        get_backend("cuda")
+
+
+# ---- the pretended CuPy is as strict as the real one ----
+
+REFUSED = {
+    "an array of NumPy's": lambda x: x + np.ones(2),
+    "an array of NumPy's as an index": lambda x: x[np.array([0])],
+    "a list": lambda x: mock.add(x, np.ones(2)),
+    "an array of NumPy's as a value": lambda x: x.__setitem__(0, np.ones(())),
+    "np.asarray": np.asarray,
+    "np.exp": np.exp,
+    "tolist": lambda x: x.tolist(),
+    "a name that CuPy lacks": lambda x: mock.vecdot(x, x),
+    "an array of another device": lambda x: x + mock.cuda.Device(1).__enter__() and x + x,
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_the_pretended_cupy_refuses(name, card):
+    with pytest.raises((TypeError, AttributeError, ValueError)):
+        REFUSED[name](mock.ones(2))
+
+
+WAITING = {
+    "item": lambda x: x.item(), "get": lambda x: x.get(), "float": lambda x: float(x[0]),
+    "bool": lambda x: bool(x[0]), "a mask": lambda x: x[x > 0], "nonzero": mock.nonzero,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WAITING)
+def test_the_pretended_cupy_counts_waits_and_refuses_them_in_a_capture(name, card):
+    x = mock.ones(1)
+    assert not mock.counts["waits"]
+    WAITING[name](x)
+    assert mock.counts["waits"] == 1
+    with mock.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        with pytest.raises(RuntimeError, match="Capture"):
+            WAITING[name](x)
+        stream.end_capture()
+
+
+def test_what_nobody_has_written_is_nan(card):
+    stream, x = mock.cuda.Stream(non_blocking=True), mock.ones(3)
+    assert np.isnan(mock.empty(2).inside).all() and np.isnan(mock.empty_like(x).inside).all()
+    with stream:
+        stream.begin_capture()
+        y, view = x * 2, x[1:]
+        x += 1
+        graph = stream.end_capture()
+    assert np.isnan(y.inside).all() and view.base is x and x.inside.tolist() == [1.0] * 3
+    graph.launch()
+    assert y.inside.tolist() == [2.0] * 3 == x.inside.tolist()
+
+
+# ---- and the real CuPy has what is asked of it ----
+
+
+@pytest.fixture
+def cupy():
+    if not find_spec("cupy"):
+        pytest.skip("cupy is not installed, so its names cannot be looked up")
+    return importlib.import_module("cupy")
+
+
+def test_the_list_of_names_that_cupy_lacks_is_right(cupy):
+    theirs = {n for n in dir(np) if n[0] != "_" and inspect.isroutine(getattr(np, n))}
+    theirs |= {n for n, f in vars(np).items() if isinstance(f, np.ufunc)}
+    assert {n for n in theirs if not hasattr(cupy, n)} <= mock.LACKING
+    assert not [n for n in mock.LACKING if hasattr(cupy, n)]
+    for name in mock._NO_METHODS - {"tolist"}:
+        assert not hasattr(cupy.ndarray, name)
+
+
+def test_every_name_and_setting_that_rules_use_exists_in_cupy(cupy):
+    asked = {}
+    for source in sources_of_rules().values():
+        for call in (n for rule in rules(source) for n in ast.walk(rule)):
+            if isinstance(call, ast.Call) and (name := path_in_xp(call.func)):
+                asked.setdefault(name, set()).update(k.arg for k in call.keywords)
+    assert len(asked) > 60
+    for name, settings in asked.items():
+        function = getattr(cupy, name)
+        if isinstance(function, cupy.ufunc):
+            assert settings <= {"out", "where", "dtype", "casting", "axis"}, name
+        elif settings:
+            known = inspect.signature(function).parameters
+            free = any(p.kind is p.VAR_KEYWORD for p in known.values())
+            assert free or settings <= known.keys(), (name, settings - known.keys())
+
+
+def test_what_the_backend_calls_exists_in_cupy(cupy):
+    for name in """ndarray RawKernel asnumpy asarray array empty zeros concatenate reshape matmul
+        broadcast_to ascontiguousarray result_type cuda.get_current_stream cuda.Stream cuda.Device
+        cuda.MemoryPool cuda.using_allocator cuda.alloc_pinned_memory cuda.PinnedMemoryPointer
+        cuda.MemoryPointer.copy_from_host_async cuda.Graph.launch cuda.is_available
+        cuda.Stream.begin_capture cuda.Stream.end_capture cuda.Stream.record cuda.Event.done
+        cuda.runtime.getDevice cuda.runtime.getDeviceCount cuda.runtime.driverGetVersion
+        cuda.runtime.runtimeGetVersion""".split():
+        thing = cupy
+        for part in name.split("."):
+            thing = getattr(thing, part)
+    assert cupy.ndarray.__weakrefoffset__  # captured steps hold arrays weakly
+
+
+def test_with_cupy_and_no_gpu_the_error_is_ours(cupy):
+    if cupy.cuda.is_available():
+        assert cards.check(cupy) is cupy
+    else:
+        can, why = cards.available()
+        assert not can and "cudaError" not in why and "\n" not in why

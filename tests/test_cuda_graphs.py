@@ -1,0 +1,285 @@
+"Captured steps as CUDA graphs, on a pretended card: the same numbers, and nothing copied."
+
+import gc
+import json
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cuda import GPU, quiet
+from test_optim import SETTINGS, label
+
+import minima as mi
+from minima import backend as registry
+from minima import nn, optim
+from minima.autograd import Tensor
+from minima.backend import register
+from minima.capture import CaptureError, capture
+from minima.gpu.graphs import with_graphs
+from minima.gpu.library import pretended
+from minima.testing import mock
+
+
+@pytest.fixture(scope="module")
+def backend():
+    mock.reset()
+    yield register(with_graphs(pretended(GPU)))
+    del registry._by_name[GPU], registry._by_type[mock.ndarray]
+
+
+@pytest.fixture
+def card(backend):
+    mock.reset()
+    return backend
+
+
+def model_of(seed=0):
+    mi.manual_seed(seed)
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Dropout(0.3),
+        nn.FusedDropoutLayerNorm(8, dropout=0.2), nn.Linear(8, 3),
+    ).to(GPU)  # fmt: skip
+
+
+def batches(count=6, size=16):
+    rng = np.random.default_rng(0)
+    pairs = ((rng.normal(size=(size, 6)), rng.integers(0, 3, size)) for _ in range(count))
+    return [(Tensor(x, device=GPU, dtype="float32"), Tensor(y, device=GPU)) for x, y in pairs]
+
+
+def training(model, optimizer, clip=True):
+    loss_fn = nn.CrossEntropyLoss()
+
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        if clip:
+            optim.clip_grad_norm_(model.parameters(), 0.5)
+        optimizer.step()
+        return loss
+
+    return step
+
+
+def numbers_of(model, optimizer):
+    state = [t.numpy() for t in model.state_dict().values()]
+    kept = optimizer.state_dict()["state"].values()
+    return state + [
+        np.asarray(getattr(v, "numpy", lambda v=v: v)()) for s in kept for v in s.values()
+    ]
+
+
+@pytest.mark.parametrize("optimizer, settings", SETTINGS, ids=label)
+def test_a_captured_step_computes_the_bits_of_the_step_for_any_optimizer(optimizer, settings, card):
+    found, drawn = [], []
+    for wrap in (lambda f: f, capture):
+        model = model_of()
+        its = optimizer(model.parameters(), **settings)
+        step = wrap(training(model, its))
+        losses = [step(x, y).item() for x, y in batches()]
+        found.append([np.array(losses), *numbers_of(model, its)])
+        drawn.append(mi.random.default_generator.get_state())
+    for plain, captured in zip(*found, strict=True):
+        np.testing.assert_array_equal(plain, captured)
+    decides = optimizer is optim.RAdam  # whether to rectify, by the number of the step
+    assert step.recordings in (1, 1 + decides) and drawn[0] == drawn[1]
+
+
+def test_a_replay_is_a_few_launches_and_copies_nothing(card):
+    model = model_of()
+    step = capture(training(model, optim.AdamW(model.parameters(), lr=0.1)))
+    data = batches()
+    for x, y in data[:2]:
+        step(x, y)
+    mock.counts.clear()
+    step(*data[2])
+    assert mock.counts["launches"] <= 6 and quiet()  # two arguments, numbers, the graph, the loss
+    assert "go([x0, x1]" in str(step.plan)
+
+
+def test_a_schedule_reaches_the_graph(card):
+    ends = []
+    for wrap in (lambda f: f, capture):
+        model = model_of()
+        its = optim.Adam(model.parameters(), lr=0.1)
+        step, rates = wrap(training(model, its)), optim.StepLR(its, 1, gamma=0.5)
+        for x, y in batches():
+            step(x, y)
+            rates.step()
+        ends.append(numbers_of(model, its))
+    assert step.recordings == 1
+    for plain, captured in zip(*ends, strict=True):
+        np.testing.assert_array_equal(plain, captured)
+
+
+def test_shapes_and_modes_have_graphs_of_their_own(card):
+    model = model_of()
+    step = capture(training(model, optim.SGD(model.parameters(), lr=0.1)))
+    for size in (16, 8, 16, 8, 16, 8):
+        step(*batches(1, size)[0])
+    assert step.recordings == 2
+    model[3].p = 0.5
+    step(*batches(1)[0])
+    step(*batches(1)[0])
+    assert step.recordings == 3
+
+
+def test_gradients_that_are_added_up_are_added_where_they_are(card):
+    found = []
+    for wrap in (lambda f: f, capture):
+        model, loss_fn = model_of(), nn.CrossEntropyLoss()
+
+        @wrap
+        def step(x, y, model=model, loss_fn=loss_fn):
+            loss = loss_fn(model(x), y)
+            loss.backward()
+            return loss
+
+        for x, y in batches():
+            step(x, y)
+        found.append([p.grad.data.numpy() for p in model.parameters()])
+    for plain, captured in zip(*found, strict=True):
+        np.testing.assert_array_equal(plain, captured)
+    model.zero_grad()
+    step(*batches(1)[0])  # there is nothing to add to, so it runs as it is
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_evaluation_is_captured_and_follows_the_weights(card):
+    model = model_of().eval()
+    predict = capture(mi.no_grad(lambda x: model(x)))
+    x = batches(1)[0][0]
+    for _ in range(3):
+        found = predict(x)
+        np.testing.assert_array_equal(found.numpy(), model(x).detach().numpy())
+        for p in model.parameters():
+            p.data[...] = p.data * 0.5
+    before = found.numpy()
+    predict(x)
+    np.testing.assert_array_equal(found.numpy(), before)  # what was returned is the caller's
+    assert predict.recordings == 1
+
+
+READING = {
+    "item": lambda loss: loss.item(),
+    "a decision": lambda loss: 1 if loss > 0 else 2,
+    "numpy": lambda loss: loss.numpy(),
+    "a mask": lambda loss: loss[loss > 0].sum(),
+}
+
+
+@pytest.mark.parametrize("name", READING)
+def test_reading_is_refused_and_changes_nothing(name, card):
+    model = model_of()
+    its = optim.Adam(model.parameters())
+    plain = training(model, its)
+
+    @capture
+    def step(x, y):
+        loss = plain(x, y).detach()
+        READING[name](loss)
+        return loss
+
+    step(*batches(1)[0])
+    before, drawn = numbers_of(model, its), mi.random.default_generator.get_state()
+    with pytest.raises(CaptureError, match="captured"):
+        step(*batches(1)[0])
+    assert mi.random.default_generator.get_state() == drawn and gc.isenabled()
+    for a, b in zip(before, numbers_of(model, its), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert card.tape is None and mock._now.tape is None
+    plain(*batches(1)[0])
+
+
+def test_what_cannot_be_captured_runs_as_it_is_if_that_is_wished(card):
+    @lambda f: capture(f, fallback="eager")
+    def double(x):
+        return Tensor(x.numpy() * 2, device=GPU)
+
+    x = Tensor([1.0, 2.0], device=GPU)
+    double(x)
+    with pytest.warns(UserWarning, match="captured"):
+        assert double(x).tolist() == [2.0, 4.0]
+    assert double(x).tolist() == [2.0, 4.0]
+
+
+def test_an_array_from_the_host_is_refused_and_a_number_is_not(card):
+    large = np.arange(100.0)
+
+    @capture
+    def shifted(x, y=None):
+        return x + (Tensor(large, device=GPU) if y else 1.0)
+
+    x = Tensor(np.ones(100), device=GPU)
+    for _ in range(3):
+        assert shifted(x).tolist() == [2.0] * 100
+    shifted(x, True)
+    with pytest.raises(CaptureError, match=r"shape \(100,\) would be copied from the host"):
+        shifted(x, True)
+
+
+def test_a_graph_gives_its_memory_back(card):
+    model = model_of()
+    step = capture(training(model, optim.SGD(model.parameters(), lr=0.1)))
+    for x, y in batches(3):
+        step(x, y)
+    plan = weakref.ref(step.plan)
+    pool = step.plan.pool
+    assert plan() is not None and isinstance(pool, mock.MemoryPool)
+    del step, x, y
+    gc.collect()
+    assert plan() is None
+
+
+# ---- kernels of optimizers, which take rates by address, and other numbers by value ----
+
+
+@pytest.fixture
+def sgd_kernel(card):
+    from minima.optim.optimizers import _sgd
+
+    seen = []
+
+    def kernel(p, g, buffer, first, *, lr, momentum=0.0, **settings):
+        seen.append(type(lr))
+        momentum = float(np.float64(momentum))
+        buffer *= momentum
+        buffer += g
+        step = lr if hasattr(lr, "shape") else mock.asarray(float(lr))
+        p -= mock.multiply(step.astype(p.dtype), buffer)
+
+    _sgd.kernel(GPU)(kernel)
+    yield seen
+    del _sgd.kernels.known[GPU]
+
+
+def test_a_kernel_takes_the_rate_by_address_and_the_momentum_by_value(sgd_kernel, card):
+    model = nn.Linear(6, 3).to(GPU)
+    its = optim.SGD(model.parameters(), lr=0.25, momentum=0.5)
+    step = capture(training(model, its, clip=False))
+    for i, (x, y) in enumerate(batches(8)):
+        before = model.weight.data.numpy()
+        if i == 4:
+            its.param_groups[0]["lr"] = 0.0
+        step(x, y)
+        assert np.array_equal(before, model.weight.data.numpy()) == (i >= 4)
+    assert step.recordings == 1 and sgd_kernel[-1] is mock.ndarray
+    its.param_groups[0]["momentum"] = 0.25
+    for x, y in batches(3):
+        step(x, y)
+    assert step.recordings == 2
+
+
+def test_the_script_for_gpus_runs_to_its_end_without_one(torch, tmp_path):
+    script, found = Path(__file__).parent.parent / "benchmarks" / "gpu.py", tmp_path / "found.json"
+    command = [sys.executable, str(script), "--mock", "--json", str(found)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    lines = json.loads(found.read_text())["lines"]
+    assert len(lines) > 50 and "pretended" in done.stdout and "cannot" not in done.stdout
+    (right,) = [line["value"] for line in lines if line["what"].startswith("operators that agree")]
+    assert right == 1

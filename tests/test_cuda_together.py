@@ -1,0 +1,132 @@
+"Kernels for GPUs, run by the emulator on arrays of the pretended CuPy: eagerly, and in a graph."
+
+import numpy as np
+import pytest
+from test_cuda import quiet
+from test_operators import ROWS, normal, numbers
+
+import minima as mi
+from minima import backend as registry
+from minima import nn, optim
+from minima import operators as ops
+from minima.autograd import Tensor, grad
+from minima.backend import kernels_off
+from minima.capture import capture
+from minima.gpu.graphs import with_graphs
+from minima.gpu.library import pretended
+from minima.kernels import launches
+from minima.testing import mock
+from minima.testing.emulator import can_emulate
+
+pytestmark = pytest.mark.skipif(not can_emulate(), reason="there is no g++ to emulate kernels with")
+
+
+class OnTheCard(launches.EmulatedLauncher):
+    "Kernels run on the CPU, when the pretended card would run them."
+
+    def launch(self, name, grid, block, args, shared=0):
+        inside = [mock._opened(a) for a in args]
+        run = super().launch
+        mock.launch(lambda: run(name, grid, block, inside, shared))
+
+
+@pytest.fixture(scope="module")
+def backend():
+    before = registry._by_name.get("cuda")
+    mock.reset()
+    found = with_graphs(pretended("cuda"))
+    registry._by_name["cuda"] = registry._by_type[mock.ndarray] = found
+    yield found
+    del registry._by_type[mock.ndarray], registry._by_name["cuda"]
+    if before is not None:
+        registry._by_name["cuda"] = before
+
+
+@pytest.fixture
+def launcher(backend):
+    mock.reset()
+    with launches.launching_by(OnTheCard()) as found:
+        yield found
+
+
+def with_kernels():
+    for row in ROWS:
+        op = getattr(ops, row.name.partition(",")[0])
+        kernels = getattr(getattr(op, "readings", None), "kernels", None)
+        if kernels is not None and "cuda" in {*kernels.known, *kernels.homes}:
+            yield pytest.param(row, id=row.name)
+
+
+LEFT_TO_THE_RULE = ", of a number", ", a batch"
+
+
+def found_by(row, dtype):
+    "Values and gradients of a row's operator on the card, as NumPy's arrays."
+    found = []
+    for shapes, settings in row.cases():
+        leaves = [Tensor(a, device="cuda") for a in numbers(row.make, shapes)]
+        leaves = [t.to(dtype).requires_grad_() if t.dtype.kind == "f" else t for t in leaves]
+        mock.counts.clear()
+        y = row.ours_with(settings)(*leaves)
+        found.append(y)
+        if y.requires_grad:
+            (g,) = numbers(normal, [y.shape])
+            g = Tensor(g, device="cuda").to(y.dtype)
+            mock.counts.clear()
+            found += grad(y, [t for t in leaves if t.requires_grad], g)
+        assert quiet()
+    return [t.detach().to("float32").numpy() for t in found]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-6), ("float16", 4e-3)])
+@pytest.mark.parametrize("row", [*with_kernels()])
+def test_kernels_are_their_rules_on_the_card_too(row, dtype, tolerance, launcher):
+    by_kernel = found_by(row, dtype)
+    assert launcher.names or row.name.endswith(LEFT_TO_THE_RULE)
+    with kernels_off():
+        by_rule = found_by(row, dtype)
+    for a, b in zip(by_kernel, by_rule, strict=True):
+        np.testing.assert_allclose(a, b, tolerance, tolerance, strict=True)
+
+
+def trained(wrap, make):
+    "Losses and weights of a small model with all that has kernels."
+    mi.manual_seed(0)
+    rng = np.random.default_rng(0)
+    model = nn.Sequential(
+        nn.Linear(16, 32), nn.GELU(), nn.FusedDropoutLayerNorm(32, dropout=0.2), nn.Dropout(0.1),
+        nn.Linear(32, 4),
+    ).to("cuda")  # fmt: skip
+    optimizer, loss_fn = make(model.parameters()), nn.CrossEntropyLoss()
+
+    @wrap
+    def step(x, y):
+        optimizer.zero_grad()
+        loss = loss_fn(model(x), y)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    losses = []
+    for i in range(5):
+        if i == 3:
+            optimizer.param_groups[0]["lr"] *= 0.5
+        x, y = rng.normal(size=(8, 16)).astype("float32"), rng.integers(0, 4, 8)
+        x, y = Tensor(x, device="cuda"), Tensor(y, device="cuda")
+        mock.counts.clear()
+        losses.append(step(x, y))
+        assert quiet()
+    return step, [t.detach().numpy() for t in (*losses, *model.parameters())]
+
+
+@pytest.mark.parametrize("make", [
+    lambda p: optim.AdamW(p, lr=0.01), lambda p: optim.SGD(p, lr=0.1, momentum=0.9),
+], ids=["AdamW", "SGD"])  # fmt: skip
+def test_a_captured_step_with_kernels_computes_the_bits_of_the_step(make, launcher):
+    _, plain = trained(lambda f: f, make)
+    names = {name.partition("<")[0] for name in launcher.names}
+    assert {"norm_forward", "norm_backward", "bend_forward", "dropout"} <= names
+    step, captured = trained(capture, make)
+    assert step.recordings == 1
+    for a, b in zip(plain, captured, strict=True):
+        np.testing.assert_array_equal(a, b)
