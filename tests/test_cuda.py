@@ -22,7 +22,7 @@ from minima.autograd import Tensor, from_dlpack, grad
 from minima.backend import backend_of, get_backend, kernels_off, register
 from minima.gpu import cards
 from minima.gpu.cublas import _TYPES, Cublas, Pretended, distance, layout
-from minima.gpu.library import pretended
+from minima.gpu.library import _PUT, pretended
 from minima.random import manual_seed
 from minima.testing import check_backend, mock
 from minima.trainer import Trainer
@@ -625,3 +625,14 @@ def test_with_cupy_and_no_gpu_the_error_is_ours(cupy):
     else:
         can, why = cards.available()
         assert not can and "cudaError" not in why and "\n" not in why
+
+
+def test_the_kernel_that_brings_small_numbers_compiles(cupy):
+    nvrtc = importlib.import_module("cupy_backends.cuda.libs.nvrtc")
+    try:
+        nvrtc.getVersion()
+    except (ImportError, RuntimeError):
+        pytest.skip("NVRTC is not installed, so nothing can be compiled")
+    program = nvrtc.createProgram(_PUT, "put.cu", (), ())
+    nvrtc.compileProgram(program, ("--gpu-architecture=sm_80",))
+    assert nvrtc.getCUBIN(program)

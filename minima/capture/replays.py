@@ -40,12 +40,12 @@ import numpy as np
 
 from ..autograd import Tensor, is_grad_enabled, wrap
 from ..autograd.tape import _owner, read_through, wrote_into
-from ..backend import Kernels, _by_type, get_default_dtype, received_by
+from ..backend import Kernels, get_default_dtype, received_by
 from .fusion import can_fuse
 from .plan import AGAIN, Plan
 from .recorded import CaptureError, Number, Tape, _refuse
 from .recorder import _lifting, recorder
-from .slots import _same, _slots, _state, _swap_in, _swap_out
+from .slots import _own_way, _same, _slots, _state, _swap_in, _swap_out
 from ..random import _drawing_from, _source
 from ..tensors import map_nest, map_tensors, tensors_in
 
@@ -233,15 +233,12 @@ class Captured:
         try:
             _check_inputs(tensors)
             is_warm = _same(_state(self.function), self.warm.get(key))
-            own_way = _own_way(self.function, tensors) if is_warm else None
-            graph = own_way(self, tensors, run) if own_way else None
-            recording = self._record(tensors, run) if is_warm and not own_way else None
+            own_way = _own_way(self, tensors)
+            recording = (own_way or self._record)(tensors, run) if is_warm else None
         except Exception as error:  # which has left no trace
             return self._fall_back(error, run)
-        if graph is not None:
-            return self._kept(key, *graph)
         if recording is not None:
-            return self._planned(key, *recording)
+            return (self._kept if own_way else self._planned)(key, *recording)
         found = run()
         try:
             _check_outputs(found)

@@ -230,6 +230,14 @@ def _state(function):
     return state
 
 
+def _own_way(captured, tensors):
+    "What records the function of `captured`, if the backend of its arrays has a way of its own."
+    arrays = [t.array for t in tensors] + [slot.value for slot in _slots(captured.function)]
+    backends = (_by_type.get(type(a)) for a in arrays)
+    record = next((backend.record for backend in backends if backend), None)
+    return record and partial(record, captured)
+
+
 def _unheld(value):
     "`value`, or a weak reference to an array, since it matters who holds one: holders are counted."
     return ref(value) if type(value) in _by_type else value
