@@ -314,13 +314,6 @@ def _apart(arrays):
     return found
 
 
-def _own_way(function, tensors):
-    "How the backend of the arrays records, if it has a way of its own."
-    arrays = [t.array for t in tensors] + [slot.value for slot in _slots(function)]
-    backends = (_by_type.get(type(a)) for a in arrays)
-    return next((backend.record for backend in backends if backend), None)
-
-
 def _rest(nest):
     "What `nest` has besides Tensors, as text."
 
