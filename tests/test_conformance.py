@@ -80,11 +80,11 @@ def on(device, arrays):
     return [Tensor(a, device=device, requires_grad=a.dtype.kind == "f") for a in arrays]
 
 
-def equal(there, here, rtol):
-    "Whether two tensors, or Nones, have the same numbers and dtype, and `there` is the device's."
+def equal(there, here, rtol, where="array_api_strict:0"):
+    "Whether two tensors, or Nones, have the same numbers and dtype, and the first is at `where`."
     assert (there is None) == (here is None)
     if here is not None:
-        assert there.device == "array_api_strict:0" and there.dtype == here.dtype
+        assert there.device == where and there.dtype == here.dtype
         there, here = there.data.numpy(), here.data.numpy()
         np.testing.assert_allclose(there, here, rtol, atol=rtol, strict=True)
 
@@ -106,21 +106,26 @@ def test_every_operator_has_numpys_value_and_gradients(row, dtype, rtol, strict)
                 equal(a.grad, b.grad, rtol)
 
 
-@pytest.mark.parametrize("row", SMOOTH, ids=lambda row: row.name)
-def test_second_derivatives_are_numpys(row, strict):
+def compare_second_derivatives(row, device, where):
+    "Assert that those of an operator are the same on a `device` and on the CPU."
     shapes, settings = row.cases()[-1]
     arrays, results = numbers(row.make, shapes), []
-    for device in (STRICT, "cpu"):
-        leaves = on(device, arrays)
+    for place in (device, "cpu"):
+        leaves = on(place, arrays)
         wanted, y = [t for t in leaves if t.requires_grad], row.ours_with(settings)(*leaves)
         if not y.requires_grad:
             return
-        weights = Tensor(np.linspace(1, 2, y.size).reshape(y.shape), device=device)
+        weights = Tensor(np.linspace(1, 2, y.size).reshape(y.shape), device=place)
         first = grad(y, wanted, weights, create_graph=True)
         total = sum((g * g).sum() for g in first)
         results.append(grad(total, wanted, allow_unused=True) if total.requires_grad else [])
     for a, b in zip(*results, strict=True):
-        equal(a, b, 1e-9)
+        equal(a, b, 1e-9, where)
+
+
+@pytest.mark.parametrize("row", SMOOTH, ids=lambda row: row.name)
+def test_second_derivatives_are_numpys(row, strict):
+    compare_second_derivatives(row, STRICT, "array_api_strict:0")
 
 
 REFUSED = {

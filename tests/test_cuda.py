@@ -9,7 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_conformance import LOSSES
+from test_conformance import LOSSES, compare_second_derivatives, on
+from test_conformance import equal as equal_at
 from test_house import path_in_xp, rules, sources_of_rules
 from test_nn_layers import CASES as LAYERS
 from test_nn_layers import ROWS as LAYER_ROWS
@@ -49,17 +50,9 @@ def quiet():
     return not (mock.counts["copies"] or mock.counts["waits"])
 
 
-def on(device, arrays):
-    return [Tensor(a, device=device, requires_grad=a.dtype.kind == "f") for a in arrays]
-
-
 def equal(there, here, rtol, where=f"{GPU}:0"):
     "Whether two tensors, or Nones, have the same numbers and dtype, and the first is on the card."
-    assert (there is None) == (here is None)
-    if here is not None:
-        assert there.device == where and there.dtype == here.dtype
-        there, here = there.data.numpy(), here.data.numpy()
-        np.testing.assert_allclose(there, here, rtol, atol=rtol, strict=True)
+    equal_at(there, here, rtol, where)
 
 
 # ---- the operators ----
@@ -92,19 +85,7 @@ def test_every_operator_has_numpys_value_and_gradients_and_looks_at_nothing(row,
 
 @pytest.mark.parametrize("row", SMOOTH, ids=lambda row: row.name)
 def test_second_derivatives_are_numpys(row, card):
-    shapes, settings = row.cases()[-1]
-    arrays, results = numbers(row.make, shapes), []
-    for device in (GPU, "cpu"):
-        leaves = on(device, arrays)
-        wanted, y = [t for t in leaves if t.requires_grad], row.ours_with(settings)(*leaves)
-        if not y.requires_grad:
-            return
-        weights = Tensor(np.linspace(1, 2, y.size).reshape(y.shape), device=device)
-        first = grad(y, wanted, weights, create_graph=True)
-        total = sum((g * g).sum() for g in first)
-        results.append(grad(total, wanted, allow_unused=True) if total.requires_grad else [])
-    for a, b in zip(*results, strict=True):
-        equal(a, b, 1e-9)
+    compare_second_derivatives(row, GPU, f"{GPU}:0")
 
 
 def test_the_suite_for_backends_is_content(card):
