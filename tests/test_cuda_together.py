@@ -10,7 +10,7 @@ from minima import backend as registry
 from minima import nn, optim
 from minima import operators as ops
 from minima.autograd import Tensor, grad
-from minima.backend import kernels_off
+from minima.backend import Kernels, kernels_off
 from minima.capture import capture
 from minima.gpu.graphs import with_graphs
 from minima.gpu.library import pretended
@@ -36,8 +36,10 @@ def backend():
     mock.reset()
     found = with_graphs(pretended("cuda"))
     registry._by_name["cuda"] = registry._by_type[mock.ndarray] = found
+    registry._switch(Kernels.on)  # which forgets what was found to compute on such arrays
     yield found
     del registry._by_type[mock.ndarray], registry._by_name["cuda"]
+    registry._switch(Kernels.on)
     if before is not None:
         registry._by_name["cuda"] = before
 
