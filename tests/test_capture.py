@@ -35,9 +35,10 @@ def small():
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
-def training(model, optimizer, loss_fn=None, clip=None):
-    "A training step, as people write it."
+def training(model, optimizer, loss_fn=None, clip=None, rates=None, early=False):
+    "A training step, as people write it; `rates` makes schedules, which may step too early."
     loss_fn = loss_fn or nn.CrossEntropyLoss()
+    schedules = rates(optimizer) if rates else ()
 
     def step(x, y):
         optimizer.zero_grad()
@@ -45,7 +46,12 @@ def training(model, optimizer, loss_fn=None, clip=None):
         loss.backward()
         if clip is not None:
             clip(model.parameters())
-        optimizer.step()
+        if not early:
+            optimizer.step()
+        for schedule in schedules:
+            schedule.step()
+        if early:
+            optimizer.step()
         return loss
 
     return step
@@ -59,6 +65,7 @@ def equal(a, b):
 def memory(model, optimizer):
     "All that a step changes: parameters, gradients, buffers, what an optimizer remembers."
     state = [v for i in optimizer.state_dict()["state"].values() for v in i.values()]
+    state += [v for g in optimizer.param_groups for k, v in g.items() if k != "params"]
     found = [*model.parameters(), *(p.grad for p in model.parameters()), *model.buffers()]
     return [*found, *(v if isinstance(v, mi.Tensor) else mi.Tensor(v) for v in state)]
 
@@ -281,19 +288,27 @@ def test_clipping(kind):
     assert agree(small, optim.Adam, batches(), clip=clip).recordings == 1
 
 
+def warm(optimizer, *then):
+    "Nine steps of warming up, and then others."
+    return optim.SequentialLR(optimizer, [optim.LinearLR(optimizer), *then], [9])
+
+
 SCHEDULES = {
     "cosine": lambda o: optim.CosineAnnealingLR(o, 40),
     "steps": lambda o: optim.StepLR(o, 30),
-    "one cycle": lambda o: optim.OneCycleLR(o, 0.1, total_steps=201),  # of betas, too
+    "milestones": lambda o: optim.MultiStepLR(o, [3, 50, 50]),
+    "exponential": lambda o: optim.ExponentialLR(o, 0.99),
+    "linear": optim.LinearLR,
+    "one cycle": lambda o: optim.OneCycleLR(o, 0.1, total_steps=201),  # of betas, or momentum, too
     "by a function": lambda o: optim.LambdaLR(o, lambda t: 1 / (1 + t)),
-    "a row": lambda o: optim.SequentialLR(
-        o, [optim.LinearLR(o), optim.ExponentialLR(o, 0.99)], [9]
-    ),
+    "a row": lambda o: warm(o, optim.ExponentialLR(o, 0.99)),
+    "a row that begins again": lambda o: warm(o, optim.CosineAnnealingLR(o, 40)),
+    "a chain": lambda o: optim.ChainedScheduler([optim.LinearLR(o), optim.ExponentialLR(o, 0.99)]),
 }
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_schedule_needs_no_recording(name):
+def test_a_schedule_outside_needs_no_recording(name):
     made = {}
 
     def between(i, model, optimizer):
@@ -301,6 +316,116 @@ def test_a_schedule_needs_no_recording(name):
         made[optimizer].step()
 
     captured = agree(small, optim.AdamW, batches(), between=between)
+    assert captured.recordings == 1
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("optimizer", ["momentum", "AdamW"])
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_inside_needs_no_recording(name, optimizer, early):
+    rates = lambda o: [SCHEDULES[name](o)]
+    captured = agree(small, OPTIMIZERS[optimizer], batches(), rates=rates, early=early)
+    assert captured.recordings == 1 and "    step()  # " in str(captured.plan)
+
+
+def test_a_schedule_before_an_optimizer_that_decides_by_its_steps():
+    rates = lambda o: [optim.StepLR(o, 30)]
+    captured = agree(small, optim.RAdam, batches(), steps=20, rates=rates, early=True)
+    assert captured.recordings == 2
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_two_schedules_inside(early):
+    rates = lambda o: [optim.ExponentialLR(o, 0.99), optim.StepLR(o, 3, 0.9)]
+    captured = agree(small, optim.AdamW, batches(), rates=rates, early=early)
+    assert captured.recordings == 1
+
+
+def test_two_optimizers_with_schedules_and_rates_by_hand():
+    def make(model):
+        one, two = optim.Adam([model[0].weight]), optim.SGD(model[2].parameters(), lr=0.1)
+        slow, fast = optim.StepLR(one, 2), optim.ExponentialLR(two, 0.9)
+        group = two.param_groups[0]
+
+        def step(x, y):
+            model.zero_grad()
+            loss = nn.CrossEntropyLoss()(model(x), y)
+            loss.backward()
+            group["lr"] = group["lr"] * 1.05
+            fast.step()
+            two.step()
+            fast.step()
+            one.step()
+            slow.step()
+            group["lr"] = group["lr"] * 1.01
+            return loss
+
+        return step, (one, two)
+
+    (step, ours), (plain, theirs) = make(small()), make(small())
+    step = capture(step, check=True)
+    for x, y in batches() * 4:
+        assert equal(step(x, y), plain(x, y))
+        for a, b in zip(ours, theirs):
+            assert a.param_groups[0]["lr"] == b.param_groups[0]["lr"]
+    assert step.recordings == 1
+
+
+def test_what_happens_to_a_schedule_between_calls():
+    model, twin = small(), small()
+    made = []
+    for m in (model, twin):
+        optimizer = optim.AdamW(m.parameters())
+        made.append(((schedule := optim.StepLR(optimizer, 4)), optimizer))
+        step = training(m, optimizer, rates=lambda o, s=schedule: [s])
+        step = capture(step) if m is model else step
+        rates, saved = [], schedule.state_dict()
+        for i, (x, y) in enumerate(batches() * 6):
+            step(x, y)
+            rates.append(optimizer.param_groups[0]["lr"])
+            if i == 10:
+                schedule.load_state_dict(saved)
+                optimizer.param_groups[0]["lr"] = 0.5
+            elif i == 20:
+                schedule.gamma = 0.3
+            elif i == 22:
+                schedule.step()
+        made[-1] += (rates, schedule.state_dict())
+        assert m is twin or step.recordings == 1
+    assert made[0][2:] == made[1][2:] and len({*made[0][2]}) > 4
+    assert all(equal(p, q) for p, q in zip(model.parameters(), twin.parameters()))
+
+
+@pytest.mark.parametrize("hold", ["partial", "default", "attribute", "in a tuple"])
+def test_a_schedule_may_be_held_in_any_way(hold):
+    class Holder:
+        "Something with a schedule."
+
+    def make():
+        mi.manual_seed(0)
+        w = nn.Parameter(mi.ones(3))
+        optimizer = optim.SGD([w], lr=0.1)
+        one, holder = optim.ExponentialLR(optimizer, 0.9), Holder()
+        holder.schedule = one
+
+        def step(x, schedule):
+            w.grad = None
+            ops.sum(w * w * x).backward()
+            optimizer.step()
+            schedule.step()
+            return w.detach() * 1
+
+        return {
+            "partial": lambda: partial(step, schedule=one),
+            "default": lambda: lambda x, schedule=one: step(x, schedule),
+            "attribute": lambda: lambda x: step(x, holder.schedule),
+            "in a tuple": lambda: lambda x, pair=(one, 1): step(x, pair[0]),
+        }[hold]()
+
+    captured, plain = capture(make()), make()
+    for i in range(9):
+        x = mi.Tensor(numbers(3, seed=i))
+        assert equal(captured(x), plain(x)), i
     assert captured.recordings == 1
 
 
@@ -737,23 +862,105 @@ def test_reading_is_refused_and_leaves_no_trace(name):
     assert [type(t.array) for t in after] == [np.ndarray] * len(after)
 
 
-def test_a_schedule_inside_is_refused_and_leaves_no_trace():
+def sets(name, value):
+    "A schedule that sets another setting, too, at its second step."
+
+    def make(optimizer):
+        group = optimizer.param_groups[0]
+        before = group[name]
+        change = lambda t: group.update({name: value if t > 1 else before})
+        return optim.LambdaLR(optimizer, lambda t: change(t) or 1.0)
+
+    return make
+
+
+def stairs(optimizer):
+    return optim.StepLR(optimizer, 2)
+
+
+WITH_SCHEDULES = {
+    "asking": (stairs, lambda s: s.get_last_lr(), "'get_last_lr' of a schedule"),
+    "counting": (stairs, lambda s: s.last_epoch * 2, "'last_epoch' of a schedule"),
+    "setting": (stairs, lambda s: setattr(s, "gamma", 0.3), "setting 'gamma'"),
+    "another way": (stairs, lambda s: optim.LRScheduler.step(s), "'_move' of a schedule"),
+    "a measure": (optim.ReduceLROnPlateau, lambda s: s.step(1.0), "by what is measured"),
+    "NumPy's": (sets("eps", np.float64(1)), lambda s: s.step(), "'eps' to a float64"),
+    "no number": (sets("betas", None), lambda s: s.step(), "'betas' to a NoneType"),
+    "no cell": (sets("maximize", True), lambda s: s.step(), "'maximize' to a bool"),
+}
+
+
+@pytest.mark.parametrize("name", WITH_SCHEDULES)
+def test_what_else_schedules_do_is_refused_and_leaves_no_trace(name):
+    make, use, why = WITH_SCHEDULES[name]
     model = small()
     optimizer = optim.Adam(model.parameters())
-    schedule, plain = optim.CosineAnnealingLR(optimizer, 40), training(model, optimizer)
+    schedule, plain = make(optimizer), training(model, optimizer)
 
     @capture
     def step(x, y):
         loss = plain(x, y)
-        schedule.step()
+        use(schedule)
         return loss
 
     (x, y), *_ = batches()
     step(x, y)
-    before = schedule.state_dict(), optimizer.param_groups[0]["lr"]
-    with pytest.raises(CaptureError, match="setting 'last_epoch' to another number"):
-        step(x, y)
-    assert before == (schedule.state_dict(), optimizer.param_groups[0]["lr"])
+    kind, before, held = type(schedule), schedule.state_dict(), memory(model, optimizer)
+    held = [t.array.copy() for t in held]
+    for _ in range(2):
+        with pytest.raises(CaptureError, match=why):
+            step(x, y)
+        assert type(schedule) is kind and schedule.state_dict() == before
+        after = memory(model, optimizer)
+        assert all(np.array_equal(t.array, a) for t, a in zip(after, held, strict=True))
+
+
+def test_an_error_of_a_schedule_takes_back_its_steps():
+    optimizer = optim.SGD([nn.Parameter(mi.ones(3))], lr=0.1, momentum=0.9)
+    schedule = optim.OneCycleLR(optimizer, 0.1, total_steps=3)
+
+    @capture
+    def two_steps(x):
+        schedule.step()
+        schedule.step()
+        return x * 2
+
+    two_steps(mi.Tensor(numbers(3)))
+    before, group = schedule.state_dict(), dict(optimizer.param_groups[0])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="step 4 times"):
+            two_steps(mi.Tensor(numbers(3)))
+        assert (schedule.state_dict(), optimizer.param_groups[0]) == (before, group)
+
+
+def test_a_decision_that_a_schedule_turns_too_late_is_told():
+    def make(early):
+        p = nn.Parameter(mi.ones(3))
+        optimizer = optim.SGD([p], lr=0.1, momentum=0.5)
+        schedule = sets_late(optimizer)
+
+        @capture
+        def step(x):
+            p.grad = None
+            ops.sum(p * x).backward()
+            [use() for use in ([schedule.step, optimizer.step][:: 1 if early else -1])]
+            return x * 2
+
+        return step
+
+    def sets_late(optimizer):
+        group = optimizer.param_groups[0]
+        change = lambda t: group.update(momentum=0.0 if t > 4 else 0.5)
+        return optim.LambdaLR(optimizer, lambda t: change(t) or 1.0)
+
+    late, early, x = make(False), make(True), mi.Tensor(numbers(3))
+    for _ in range(9):
+        late(x)
+    assert late.recordings == 2
+    for _ in range(4):
+        early(x)
+    with pytest.raises(CaptureError, match="Step the schedule after the optimizer"):
+        early(x)
 
 
 @pytest.mark.parametrize(

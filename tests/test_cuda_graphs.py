@@ -116,6 +116,26 @@ def test_a_schedule_reaches_the_graph(card):
         np.testing.assert_array_equal(plain, captured)
 
 
+def test_a_schedule_inside_is_refused_and_leaves_no_trace(card):
+    model = model_of()
+    its = optim.Adam(model.parameters(), lr=0.1)
+    plain, rates = training(model, its), optim.StepLR(its, 1, gamma=0.5)
+
+    @capture
+    def step(x, y):
+        loss = plain(x, y)
+        rates.step()
+        return loss
+
+    x, y = batches()[0]
+    step(x, y)
+    before = rates.state_dict(), dict(its.param_groups[0])
+    for _ in range(2):
+        with pytest.raises(CaptureError, match="step outside"):
+            step(x, y)
+        assert (rates.state_dict(), its.param_groups[0]) == before and type(rates) is optim.StepLR
+
+
 def test_shapes_and_modes_have_graphs_of_their_own(card):
     model = model_of()
     step = capture(training(model, optim.SGD(model.parameters(), lr=0.1)))

@@ -62,6 +62,7 @@ class Plan:
         self.moving |= {i.out for i in tape.instructions if i.fresh and i.out not in self.stay}
         self.written = {roots[n] for i in tape.instructions for n in i.writes}
         self.known, self.names, self.told = {}, {}, []
+        self.later = {}  # lines after an instruction, which look numbers up again
         self._drop_dead(tape.instructions)
         self.fused = ()
         if fuses:
@@ -210,9 +211,11 @@ class Plan:
                 arrays = [a for n in i.refs() if isinstance(a := self.tape.values[n], np.ndarray)]
                 size = sum(a.nbytes for a in arrays)
                 shape = arrays[0].shape if arrays else ""
-                notes = [f"{shape}", f"{size} bytes", *self.told, *[i.where] * bool(i.where)]
+                sizes = [f"{shape}", f"{size} bytes"] * bool(arrays)
+                notes = [*sizes, *self.told, *[i.where] * bool(i.where)]
                 lines.append((line, ", ".join(notes)))
                 self.moved, self.count = self.moved + size, self.count + 1
+            lines += [(line, "") for line in self.later.get(i, ())]
             if self.check:
                 floats = [n for n in self.freed[at] if self.arrays[n].dtype.kind == "f"]
                 lines += [

@@ -24,7 +24,7 @@ import sys
 
 import numpy as np
 
-from ..optim import Optimizer
+from ..optim import LRScheduler, Optimizer
 
 # %% ../../nbs/74_recorded.ipynb #44dce51a
 # ---- errors ----
@@ -278,7 +278,8 @@ class Tape:
         self.values, self.roots, self.instructions = [], [], []
         self.given, self.owners = {}, []  # arrays from outside: their numbers by id; and they
         self.constants = {}  # arrays that depend on nothing
-        self.numbers, self.cells = [], {}
+        self.numbers = []
+        self.steps = {}  # of schedules: how many lines there were before, by instruction
         self.draws, self.pending, self.drawn = [], [], {}  # drawn: the arrays of draws, by value
         self.states = {}  # of generators, before their first draw
         self.made = set()  # ids of arrays that the function has made with NumPy
@@ -454,7 +455,7 @@ def _where():
         thing = here.get("self")
         if name == "_walk_back" and "t" in here:
             return f"back through {here['t']._rule.__name__.strip('_')}"
-        if isinstance(thing, Optimizer):
+        if isinstance(thing, Optimizer | LRScheduler):
             return type(thing).__name__
         if name == "__call__" and getattr(type(thing), "role", None) == "module":
             modules.append(thing)

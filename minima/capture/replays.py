@@ -10,9 +10,9 @@ __doc__ = """
 A training step as a plan: it is recorded once, and replayed as one flat function of NumPy's calls.
 
 `capture(fn)` wraps any function of Tensors, above all a whole step: zero_grad, forward, loss,
-backward, clip, `optimizer.step()`. The first call runs it as it is. The second runs it on arrays
-that write down what is done with them; from then on the list is replayed, without modules, rules or
-graphs. The recorder is a backend, so nothing that it records knows of it.
+backward, clip, `optimizer.step()`, `schedule.step()`. The first call runs it as it is. The second
+runs it on arrays that write down what is done with them; from then on the list is replayed, without
+modules, rules or graphs. The recorder is a backend, so nothing that it records knows of it.
 
 What always holds:
 
@@ -22,6 +22,7 @@ What always holds:
 - what a plan depends on (shapes, dtypes, modes, which arrays, what a model is made of) is looked at
   before each replay; if it has changed, the function is run and recorded anew;
 - an optimizer's numbers (learning rate, steps) are looked up in each replay, and draws drawn;
+- schedules step in each replay, at their place; nothing else of theirs can be asked for inside;
 - a function that needs a value while it is recorded is refused with an error, and nothing changes.
 
 What is left out: GPUs, control flow that depends on values. Other side effects of the
@@ -33,6 +34,7 @@ is run or recorded, not when it is replayed; one that counts is refused.
 import operator
 import re
 import warnings
+from bisect import bisect_right
 from functools import partial, update_wrapper
 from itertools import chain
 
@@ -45,7 +47,8 @@ from .fusion import can_fuse
 from .plan import AGAIN, Plan
 from .recorded import CaptureError, Number, Tape, _refuse
 from .recorder import _lifting, recorder
-from .slots import _own_way, _same, _slots, _state, _swap_in, _swap_out
+from .slots import _check_numbers, _own_way, _same, _Schedules, _slots, _state
+from .slots import _swap_in, _swap_out
 from ..random import _drawing_from, _source
 from ..tensors import map_nest, map_tensors, tensors_in
 
@@ -137,7 +140,21 @@ class Replay(Plan):
         for k, (generator, array) in enumerate(self.tape.draws):
             draw, into = self.name(generator), self.name(array, f"draw{k}")
             draws.append(f"{into}[0], {into}[1] = {draw}.draw()")
-        return [*reversed(lines), *draws]
+        return [*self._in_time(lines[::-1]), *draws]
+
+    def _in_time(self, lines):
+        "`lines`, with numbers as they are; those that a schedule's step may change follow it, too."
+        steps, parts = [*self.tape.steps.values()], [[] for _ in [None, *self.tape.steps]]
+        cells = (line for line in enumerate(self.tape.numbers) if isinstance(line[1], tuple))
+        part = {cell[0]: bisect_right(steps, at) for at, cell in cells}
+        for line in lines:
+            names = re.findall(r"\bn\d+\b", line)
+            last = max((part.get(name, 0) for name in names), default=0)
+            part.update({name: last for name in names[:1] if name not in part})
+            parts[last].append(line.replace("return AGAIN", "too_late()") if last else line)
+        self.later = dict(zip(self.tape.steps, parts[1:]))
+        self.known["too_late"] = _refuse_late
+        return lines
 
     def _ends(self, slots):
         "Lines that leave numbers and gradients where they belong, and say what was written into."
@@ -167,6 +184,14 @@ class Replay(Plan):
             return wrap(arrays[0])
         rest = iter(arrays)
         return map_tensors(lambda _: wrap(next(rest)), self.shape)
+
+
+def _refuse_late():
+    "Raise CaptureError, since a decision was made that does not hold, when it was too late."
+    _refuse(
+        "a decision by a number that a schedule has set before, in the same call,",
+        "Step the schedule after the optimizer: then the next call finds out, and records anew.",
+    )
 
 
 def _names_all(holder):
@@ -269,11 +294,11 @@ class Captured:
             before = [(array, array.copy()) for array in _apart(tape.values)]
             recorder.tape = tape
             draw = partial(tape.draw, _source.get())
-            with _drawing_from(draw), received_by(tape.put):
+            with _Schedules(tape, entry), _drawing_from(draw), received_by(tape.put):
                 found = run()
-            tape.settle()
-            _check_numbers(entry)
-            _check_outputs(found)
+                tape.settle()
+                _check_numbers(entry)
+                _check_outputs(found)
             outputs = [tape.lift_any(t.array) for t in tensors_in(found)]
         except BaseException:
             for array, numbers in before:
@@ -333,21 +358,6 @@ def _check_inputs(tensors):
                 "an argument that requires a gradient",
                 "Arguments are data, another Tensor in each call: pass .detach(), or let "
                 "the function hold it, as it holds a model.",
-            )
-
-
-def _check_numbers(entry):
-    "Raise CaptureError if a number was changed in a way that no replay would repeat."
-    for slot in (s for s in entry if type(s.value) in (int, float, bool) or s.is_cell()):
-        now = slot.get()
-        if slot.is_cell():
-            same = isinstance(now, Number) or now is slot.cell
-        else:
-            same = type(now) is type(slot.value) and now == slot.value
-        if not same:
-            _refuse(
-                f"setting {slot.name!r} to another number",
-                "A replay would not repeat it. Count, and let schedules step, outside.",
             )
 
 

@@ -13,6 +13,9 @@ A function reaches things by its closure, by global names, by its object if it i
 there by attributes, items, parameters and gradients. `_slots` finds these places. `_swap_in` puts
 recorded arrays there, `_swap_out` puts back what was there, and tells what has become of it.
 
+A schedule's numbers are its own: while a function is recorded, `_Schedules` lets it do nothing but
+step, which is written down as one call.
+
 What is left out: what only code inside a library reaches, and sets.
 """
 
@@ -28,7 +31,7 @@ import numpy as np
 from ..autograd import Tensor, wrap
 from ..backend import Backend, Device, _by_type
 from .recorded import _PACKAGE, Number, Recorded, _again, _refuse
-from ..optim import Optimizer
+from ..optim import LRScheduler, Optimizer
 from ..random import Generator
 
 # %% ../../nbs/76_slots.ipynb #1641420d
@@ -68,6 +71,8 @@ def _held(thing):
         yield from ((thing, i, value) for i, value in enumerate(thing))
     elif getattr(type(thing), "role", None) == "captured":
         yield None, 0, thing.function
+    elif isinstance(thing, LRScheduler):
+        yield thing, "optimizer", thing.optimizer  # its numbers are its own
     elif hasattr(thing, "__dict__") and not isinstance(thing, _LEAVES):
         yield from ((vars(thing), name, value) for name, value in vars(thing).items())
 
@@ -168,7 +173,6 @@ def _swap_in(tape, slots):
         if slot.is_cell():
             slot.cell = tape.cell(slot)
             slot.set(slot.cell)
-            swapped.append((slot, getattr(slot.cell, "name", slot.cell)))
         elif slot.name == "grad" and isinstance(slot.value, Tensor):
             if slot.value.requires_grad:
                 _refuse("a gradient with its graph", "Forget it before: zero_grad().")
@@ -184,10 +188,11 @@ def _swap_in(tape, slots):
 
 def _swap_out(tape, entry, swapped, slots):
     "Put arrays and numbers back; returns what replays must leave, and the new arrays."
-    for slot, mark in swapped:
+    cells = [(slot, slot.cell) for slot in entry if slot.is_cell()]
+    for slot, mark in [*cells, *swapped]:
         now = slot.get()
         mark = mark() if isinstance(mark, ref) else mark
-        if mark is not None and (mark is now or mark in _marks(now)):
+        if mark is not None and (mark is now or mark == getattr(now, "number", None)):
             slot.set(slot.value)
     leaves, kept = [], []
     gradients = {id(slot.holder): slot.value for slot in entry if slot.name == "grad"}
@@ -212,10 +217,97 @@ def _swap_out(tape, entry, swapped, slots):
         slot.value = slot.get()
     return leaves, kept
 
+# %% ../../nbs/76_slots.ipynb #db4fc6fb
+def _check_numbers(entry):
+    "Raise CaptureError if a number was changed in a way that no replay would repeat."
+    for slot in (s for s in entry if type(s.value) in (int, float, bool) or s.is_cell()):
+        now = slot.get()
+        if slot.is_cell():
+            same = isinstance(now, Number) or now is slot.cell
+        else:
+            same = type(now) is type(slot.value) and now == slot.value
+        if not same:
+            _refuse(
+                f"setting {slot.name!r} to another number",
+                "A replay would not repeat it. Count outside; rates change by optim's schedules.",
+            )
 
-def _marks(thing):
-    "What a recorded array, or a Number, can be known by."
-    return getattr(thing, "number", None), getattr(thing, "name", None)
+# %% ../../nbs/76_slots.ipynb #f88aed3a
+# ---- schedules ----
+
+
+class _Stepping:
+    "What comes before a schedule's class while it is recorded: it steps, and tells nothing."
+
+    def __getattribute__(self, name):
+        if name not in ("step", "optimizer", "__class__"):
+            _refuse(f"{name!r} of a schedule", "Call step() inside, and look at it outside.")
+        return object.__getattribute__(self, name)
+
+    def __setattr__(self, name, value):
+        _refuse(f"setting {name!r} of a schedule", "Do that outside.")
+
+    def step(self, *measured, **named):
+        if measured or named:
+            _refuse("stepping by what is measured", "Return it, and step the schedule outside.")
+        type(self).owner.step(self)
+
+
+class _Schedules:
+    "The schedules in `slots`: in a `with` block, their steps are written down on `tape`."
+
+    def __init__(self, tape, slots):
+        self.tape, self.slots, self.undo = tape, slots, []
+        self.all = {id(s.value): s.value for s in slots if isinstance(s.value, LRScheduler)}
+
+    def __enter__(self):
+        for schedule in self.all.values():
+            kind = type(schedule)
+            names = {"kind": kind, "owner": self}
+            schedule.__class__ = type(kind.__name__, (_Stepping, kind), names)
+
+    def __exit__(self, error=None, *_):
+        for schedule in self.all.values():
+            stepping = type(schedule)
+            object.__setattr__(schedule, "__class__", stepping.kind)
+            stepping.owner = None  # a class is not freed at once, and who holds arrays is counted
+        while error and self.undo:
+            schedule, state, values = self.undo.pop()
+            schedule.load_state_dict(state)
+            for slot, value in values:
+                slot.value = value
+
+    def step(self, schedule):
+        "Let `schedule` step among real numbers, which are looked up again after it."
+        groups = {id(group) for group in schedule.optimizer.param_groups}
+        slots = [slot for slot in self.slots if id(slot.holder) in groups]
+        _check_numbers(slots)
+        for slot in (s for s in slots if s.is_cell()):
+            if (now := slot.get()) is not slot.cell:  # the function has set it
+                self.tape.note(operator.setitem, (slot.holder, slot.name, now), {}, None)
+            slot.set(self.tape.real(now))
+        self.__exit__()
+        try:
+            values = [(slot, slot.value) for slot in slots]
+            self.undo.append((schedule, schedule.state_dict(), values))
+            step = schedule.step
+            step()
+        finally:
+            self.__enter__()
+        self.tape.note(step, (), {}, None)
+        self.tape.steps[self.tape.instructions[-1]] = len(self.tape.numbers)
+        for slot in slots:
+            self._look_again(slot)
+
+    def _look_again(self, slot):
+        "A Number for what is now in `slot`. Raises CaptureError if something else has become one."
+        was_cell, before, slot.value = slot.is_cell(), slot.value, slot.get()
+        if was_cell and slot.is_cell():
+            slot.cell = self.tape.cell(slot)
+            slot.set(slot.cell)
+        elif was_cell or slot.value is not before:
+            kind = type(slot.value).__name__
+            _refuse(f"a schedule that sets {slot.name!r} to a {kind}", "Let it set int or float.")
 
 # %% ../../nbs/76_slots.ipynb #db2073c8
 def _state(function):

@@ -21,8 +21,8 @@ What always holds:
   each launch, as arguments of another one: nothing is copied, nobody waits;
 - a number that a kernel takes by value is part of the graph, which will do while it is the same.
 
-What is left out: gradients of the step before, which a captured function may not read; and nodes
-whose arguments are changed, which CuPy does not offer.
+What is left out: gradients of the step before, which a captured function may not read; schedules
+inside; and nodes whose arguments are changed, which CuPy does not offer.
 """
 
 # %% ../../nbs/85_graphs.ipynb #7eaa8128
@@ -38,7 +38,7 @@ from ..autograd import Tensor
 from ..capture.plan import AGAIN
 from ..capture.recorded import CaptureError, Number, Tape, _refuse, _refuse_reading
 from ..capture.replays import Replay, _check_outputs
-from ..capture.slots import _slots
+from ..capture.slots import _Schedules, _slots
 from ..random import _drawing_from, _source
 from ..tensors import map_tensors, tensors_in, wrap
 
@@ -275,6 +275,13 @@ def _is_kept_gradient(slot, leaves):
 # ---- recording ----
 
 
+class _Outside(_Schedules):
+    "Schedules while a graph is captured: they may not step."
+
+    def step(self, schedule):
+        _refuse("a schedule's step in a CUDA graph", "It is one launch: step outside.")
+
+
 def _dtype_of(slots):
     "What numbers become that meet arrays: the widest dtype that is learned, `float32` at least."
     learned = [s.value for s in slots if isinstance(s.value, Tensor) and s.value.requires_grad]
@@ -299,6 +306,7 @@ def record(
     ]
     cells, gradients = _swap_in(words, slots)
     given, states = [t.array for t in tensors], {}
+    outside = _Outside(words, slots)
     while slots:
         slots.pop().value = None  # who holds it would be counted
 
@@ -309,7 +317,8 @@ def record(
     try:
         for t, stays in inputs:
             t.array = t.array if stays is None else stays
-        with _drawing_from(partial(draw, _source.get())), _captured(backend, words) as graph:
+        drawing = _drawing_from(partial(draw, _source.get()))
+        with outside, drawing, _captured(backend, words) as graph:
             found = run()
             words.settle()
             _check_outputs(found)
