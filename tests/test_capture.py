@@ -1,5 +1,6 @@
 "A captured function computes what the function computes, bit for bit, or says that it cannot."
 
+import gc
 import warnings
 from functools import partial
 
@@ -13,6 +14,7 @@ from minima import algorithms, nn, optim
 from minima import operators as ops
 from minima.backend import Backend, Kernels, _by_name, _by_type, kernels_off, register
 from minima.capture import Captured, CaptureError
+from minima.capture.slots import Slot
 
 F = nn.functional
 capture = partial(mi.capture, fuse=False)  # fused, it has tests of its own
@@ -884,6 +886,11 @@ WITH_SCHEDULES = {
     "setting": (stairs, lambda s: setattr(s, "gamma", 0.3), "setting 'gamma'"),
     "another way": (stairs, lambda s: optim.LRScheduler.step(s), "'_move' of a schedule"),
     "a measure": (optim.ReduceLROnPlateau, lambda s: s.step(1.0), "by what is measured"),
+    "by hand": (
+        stairs,
+        lambda s: s.optimizer.param_groups[0].update(lr=0.5) or s.step(),
+        "setting 'lr' to another number",
+    ),
     "NumPy's": (sets("eps", np.float64(1)), lambda s: s.step(), "'eps' to a float64"),
     "no number": (sets("betas", None), lambda s: s.step(), "'betas' to a NoneType"),
     "no cell": (sets("maximize", True), lambda s: s.step(), "'maximize' to a bool"),
@@ -913,6 +920,23 @@ def test_what_else_schedules_do_is_refused_and_leaves_no_trace(name):
         assert type(schedule) is kind and schedule.state_dict() == before
         after = memory(model, optimizer)
         assert all(np.array_equal(t.array, a) for t, a in zip(after, held, strict=True))
+
+
+def test_a_recording_with_a_schedule_holds_no_array_any_longer():
+    "Who holds an array is counted, so nothing may wait for the garbage collector."
+    model = small()
+    optimizer = optim.Adam(model.parameters())
+    step = capture(training(model, optimizer, rates=lambda o: [stairs(o)]))
+    (x, y), *_ = batches()
+    slots = lambda: sum(type(thing) is Slot for thing in gc.get_objects())
+    gc.collect()
+    gc.disable()
+    before = slots()
+    try:
+        step(x, y), step(x, y)
+        assert step.recordings == 1 and slots() == before
+    finally:
+        gc.enable()
 
 
 def test_an_error_of_a_schedule_takes_back_its_steps():
