@@ -30,7 +30,7 @@ from minima.backend import Kernels, kernels_off
 
 numba = pytest.importorskip("numba", reason="numba is not installed, so nothing is fused")
 
-from minima.capture import fusion
+from minima.capture import fusion, runs
 from minima.capture.plan import Plan
 from minima.capture.recorded import Tape
 from minima.capture.recorder import recorder
@@ -423,7 +423,7 @@ def test_a_changing_number_is_looked_up():
 
 PROGRAM = """
 import numpy as np, minima as mi
-from minima.capture import fusion
+from minima.capture import fusion, runs
 f = mi.capture(lambda x: x * 2 + 1, fuse=True)
 for _ in range(3):
     assert f(mi.Tensor(np.ones(5, "float32"))).tolist() == [3.0] * 5
@@ -461,3 +461,17 @@ def test_a_text_is_compiled_once():
     before = fusion.machine_code.cache_info().misses
     planned(lambda xp, x: x * 2 + 7, numbers(3, 3))
     assert texts[0] == texts[1] and fusion.machine_code.cache_info().misses == before
+
+
+def test_a_long_run_becomes_several_loops(monkeypatch):
+    monkeypatch.setattr(runs, "MOST", 5)
+
+    def chain(x):
+        for k in range(12):
+            x = x * (k + 1.5)
+        return x
+
+    step, x = mi.capture(chain, fuse=True), mi.Tensor(numbers(7))
+    for _ in range(3):
+        assert np.array_equal(step(x).array, chain(x).array)
+    assert [len(loop.members) for loop in step.plan.fused] == [5, 5, 2]
