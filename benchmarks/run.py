@@ -75,9 +75,9 @@ def time_of(function, calls=1):
     return (perf_counter() - start) * 1e6
 
 
-def memory(who):
+def memory(who, batch):
     "Train a model for 100 steps, and print the peak of memory in megabytes."
-    sizes, batch = (784, 512, 512, 10), 128
+    sizes = 784, 512, 512, 10
     if who == "torch":
         import numpy as np
         import torch as library
@@ -190,9 +190,10 @@ def main():
     parser.add_argument("--json", help="a file for all numbers")
     for name in ("row", "rival", "group", "memory"):  # of a process of its own
         parser.add_argument(f"--{name}", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--batch", type=int, default=128, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.memory:
-        return memory(given.memory)
+        return memory(given.memory, given.batch)
     if given.row:
         return worker(given.row, given.rounds, given.rival, given.group)
     from contests import CONTESTS, GROWTH
@@ -232,6 +233,14 @@ def main():
             first = first or time
             print(f"  {n:8} {ratio:6.2f}   ({time / first:.1f})", flush=True)
             results.append({"row": f"{group}: {n}", "numba": True, "threads": 1, **found})
+    if given.growth:
+        print("\npeak memory of 784-512-512-10, by the batch: megabytes in PyTorch, in minima")
+        for batch in (8, 128, 2048):
+            peaks = [
+                call(["--memory", who, "--batch", batch], 1, False) for who in ("torch", "minima")
+            ]
+            print(f"  {batch:8} {peaks[0]:6.0f} {peaks[1]:6.0f}", flush=True)
+            results.append({"row": f"peak memory, batch {batch}", "megabytes": peaks})
     if given.json:
         Path(given.json).write_text(json.dumps(results, indent=1))
 
