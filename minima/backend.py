@@ -354,7 +354,7 @@ def replaceable(
     @wraps(function)
     def apply(array, *args, **settings):
         backend = backend_of(array)
-        backend.beside(array)
+        backend.beside(array)  # so that what is made lies there, too
         kernel = kernels.find(backend.name)
         if kernel is not None and backend.lifts is not None:
             args, settings = backend.lifts(function, args, settings)
