@@ -125,7 +125,7 @@ class Bundle:
         if len(after[-1]) != len(arrays) + len(self.numbers):  # something new is remembered
             self._grow(after)
         elif self.numbers:
-            self.numbers = {name: after[-1][name] for name in self.numbers}
+            self.numbers.update((name, after[-1][name]) for name in self.numbers)
             for state in self.states:
                 state.update(self.numbers)
         wrote_into(self.owners, "an optimizer's step()")
