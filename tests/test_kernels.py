@@ -418,6 +418,13 @@ def test_loops_use_vectors(module, name):
     assert " x float>" in text
 
 
+def test_the_largest_of_a_row_is_found_by_vectors():
+    loop = numba.njit(lambda x: cpu._peak(x), error_model="numpy")
+    loop(np.ones(64, "float32"))
+    (text,) = loop.inspect_llvm().values()
+    assert "vector.reduce.smax" in text  # as it is not if the numbers come from an iterator
+
+
 def test_nothing_is_promised_about_nan():
     "No kernel lets the compiler think that there is no NaN, no infinity, or one zero."
     for module in (cpu, linear, optim):
