@@ -1,6 +1,7 @@
 "The backend for GPUs, on a pretended CuPy: numbers, places, waits, errors. No GPU is needed."
 
 import ast
+import ctypes
 import importlib
 import inspect
 import sys
@@ -22,8 +23,8 @@ from minima import data, nn, optim
 from minima.autograd import Tensor, from_dlpack, grad
 from minima.backend import backend_of, get_backend, kernels_off, register
 from minima.gpu import cards
-from minima.gpu.cublas import _TYPES, Cublas, Pretended, distance, layout
-from minima.gpu.library import _PUT, pretended
+from minima.gpu.cublas import _TYPES, SIGNATURES, Cublas, Pretended, distance, layout
+from minima.gpu.library import _PUT, Cuda
 from minima.random import manual_seed
 from minima.testing import check_backend, mock
 from minima.trainer import Trainer
@@ -34,7 +35,7 @@ GPU = "mock"
 @pytest.fixture(scope="module")
 def backend():
     mock.reset(devices=2)
-    yield register(pretended(GPU))
+    yield register(Cuda(mock, Pretended(mock.launch), GPU))
     del registry._by_name[GPU], registry._by_type[mock.ndarray]
 
 
@@ -307,6 +308,28 @@ def test_draws_are_the_same_on_every_device(card):
     assert found[0] == found[1] == found[2]
 
 
+# ---- many arrays at once ----
+
+JOINED = {
+    "concat": lambda xp, arrays: xp.concat(arrays),
+    "concatenate, another axis": lambda xp, arrays: xp.concatenate(arrays, axis=1),
+    "stack": lambda xp, arrays: xp.stack(arrays, axis=1),
+}
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 64, 65, 100])
+@pytest.mark.parametrize("name", JOINED)
+def test_however_many_arrays_are_joined_nothing_is_copied_to_the_card(name, count, card):
+    arrays = [*np.random.default_rng(0).normal(size=(count, 2, 3))]
+    there = [mock._wrap(a) for a in arrays]
+    found = JOINED[name](card.xp, there)
+    assert quiet()
+    np.testing.assert_array_equal(found.inside, JOINED[name](np, arrays), strict=True)
+    if count > 8:  # of which CuPy by itself copies the addresses
+        JOINED[name](mock, there)
+        assert mock.counts["copies"] == 1
+
+
 # ---- other libraries on the card ----
 
 
@@ -386,6 +409,40 @@ def test_stacks_and_sizes_that_do_not_fit_are_refused(card):
         card.xp.matmul(mock.zeros((2, 2, 2)), mock.zeros((3, 2, 2)))
 
 
+def test_products_of_both_kinds_of_halves_are_float32_as_on_the_cpu(card):
+    a, b = (Tensor(np.ones((2, 2)), device=GPU).to(d) for d in ("float16", "bfloat16"))
+    assert card.xp.matmul(a.array, b.array).dtype == (a @ b).dtype == "float32"
+
+
+WORD, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
+DOCUMENTED = {  # in cublas_api.h
+    "cublasCreate_v2": [WORD],  # cublasHandle_t *
+    "cublasSetStream_v2": [WORD, WORD],  # a handle, a cudaStream_t
+    "cublasSetWorkspace_v2": [WORD, WORD, ctypes.c_size_t],
+    "cublasSetMathMode": [WORD, INT],
+    "cublasGemmStridedBatchedEx": [
+        WORD, INT, INT, INT, INT, INT,  # handle, transa, transb, m, n, k
+        WORD, WORD, INT, INT, LONG, WORD, INT, INT, LONG,  # alpha; A, its type, lda, stride; B
+        WORD, WORD, INT, INT, LONG,  # beta; C, its type, ldc, stride
+        INT, INT, INT,  # batchCount, computeType, algo
+    ],
+}  # fmt: skip
+
+
+def test_cublas_is_called_as_it_is_documented(card):
+    assert SIGNATURES == DOCUMENTED
+    assert _TYPES == {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
+    library = Pretended(mock.launch)
+    assert library.cublasSetMathMode(1, 16) == 0
+    for args in ((1, 1.0), (1,), (1, 16, 0)):
+        with pytest.raises((TypeError, ValueError)):
+            library.cublasSetMathMode(*args)
+    with pytest.raises(ValueError, match="the leading size 2 is less than 3 rows"):
+        library.cublasGemmStridedBatchedEx(
+            1, 0, 0, 3, 3, 3, 0, 0, 0, 2, 9, 0, 0, 3, 9, 0, 0, 0, 3, 9, 1, 68, -1
+        )
+
+
 def test_a_handle_is_made_once_for_a_stream_with_a_workspace_of_its_own(card):
     library, asked = Pretended(mock.launch), []
     for name in ("cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2"):
@@ -406,14 +463,14 @@ def test_a_handle_is_made_once_for_a_stream_with_a_workspace_of_its_own(card):
 # ---- what may be missing ----
 
 
-def machine(driver=13000, needed=13020, count=1):
+def machine(driver=13000, needed=13020, count=1, version="14.2.0"):
     "What CuPy answers on some machine."
     runtime = SimpleNamespace(
         driverGetVersion=lambda: driver, runtimeGetVersion=lambda: needed,
         getDeviceCount=lambda: count,
     )  # fmt: skip
     cuda = SimpleNamespace(runtime=runtime, is_available=lambda: count > 0)
-    return SimpleNamespace(__version__="14.2.0", cuda=cuda)
+    return SimpleNamespace(__version__=version, cuda=cuda)
 
 
 @pytest.mark.parametrize("facts, said", [
@@ -421,6 +478,8 @@ def machine(driver=13000, needed=13020, count=1):
                      "use device='cpu'"),
     (dict(driver=12040), "CuPy 14.2.0 is installed for CUDA 13.2, but the NVIDIA driver is for "
                          "CUDA 12.4: update the driver, or pip install \"minima[cuda12]\""),
+    (dict(version="13.6.0"), "CuPy 13.6.0 is installed, but minima needs 14 or later: "
+                              'pip install "minima[cuda13]"'),
     (dict(count=0), "CuPy 14.2.0 is installed, and a driver, but no CUDA device; "
                     "use device='cpu'"),
 ])  # fmt: skip

@@ -18,15 +18,16 @@ from minima import nn, optim
 from minima.autograd import Tensor
 from minima.backend import register
 from minima.capture import CaptureError, capture
+from minima.gpu.cublas import Pretended
 from minima.gpu.graphs import with_graphs
-from minima.gpu.library import pretended
+from minima.gpu.library import Cuda
 from minima.testing import mock
 
 
 @pytest.fixture(scope="module")
 def backend():
     mock.reset()
-    yield register(with_graphs(pretended(GPU)))
+    yield register(with_graphs(Cuda(mock, Pretended(mock.launch), GPU)))
     del registry._by_name[GPU], registry._by_type[mock.ndarray]
 
 
@@ -101,6 +102,49 @@ def test_a_replay_is_a_few_launches_and_copies_nothing(card):
     assert "go([x0, x1]" in str(step.plan)
 
 
+def test_a_step_of_many_parameters_is_captured_clipping_and_all(card):
+    mi.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6),
+                          nn.Linear(6, 3)).to(GPU)  # fmt: skip
+    step = capture(training(model, optim.SGD(model.parameters(), lr=0.1)))
+    for x, y in batches(4):
+        step(x, y)
+    assert step.recordings == 1 and len([*model.parameters()]) > 8
+
+
+def test_a_function_that_holds_an_array_of_the_cpu_too_is_a_graph(card):
+    first, x = np.arange(3.0), Tensor([1.0, 2.0], device=GPU)  # held in this order
+
+    @capture
+    def scaled():
+        return x * float(first[1])
+
+    for _ in range(3):
+        assert scaled().tolist() == [1.0, 2.0]
+    assert scaled.recordings == 1 and "go(" in str(scaled.plan)
+
+
+@pytest.fixture
+def two(backend):
+    "The backend with two cards."
+    mock.reset(devices=2)
+    backend._sides.clear()
+    one, backend.devices = backend.devices, [registry.Device(f"{GPU}:{i}") for i in range(2)]
+    registry._switch(registry.Kernels.on)
+    yield backend
+    backend.devices = one
+    registry._switch(registry.Kernels.on)
+
+
+def test_a_graph_is_captured_and_launched_where_its_arrays_are(two):
+    model = nn.Linear(6, 3).to(f"{GPU}:1")
+    step = capture(training(model, optim.SGD(model.parameters(), lr=0.1)))
+    for x, y in batches(4):
+        mock.cuda.Device(0).use()
+        step(x.to(f"{GPU}:1"), y.to(f"{GPU}:1"))
+    assert step.recordings == 1 and two._sides.keys() == {1}
+
+
 def test_a_schedule_reaches_the_graph(card):
     ends = []
     for wrap in (lambda f: f, capture):
@@ -167,6 +211,108 @@ def test_gradients_that_are_added_up_are_added_where_they_are(card):
     model.zero_grad()
     step(*batches(1)[0])  # there is nothing to add to, so it runs as it is
     assert all(p.grad is not None for p in model.parameters())
+
+
+def following(wrap, change, steps=5, **options):
+    "Weights after steps that do something with the gradients of the step before."
+    mi.manual_seed(0)
+    model, loss_fn = nn.Linear(6, 3).to(GPU), nn.CrossEntropyLoss()
+    kept = [Tensor(p.data.numpy() * 0, device=GPU) for p in model.parameters()]
+
+    def step(x, y):
+        change(model, kept, lambda: loss_fn(model(x), y).backward())
+        for p in model.parameters():
+            p.data[...] = p.data - p.grad * 0.1
+
+    step = wrap(step, **options)
+    model.zero_grad()
+    for p in model.parameters():
+        p.grad = Tensor(np.ones(p.shape), dtype="float32", device=GPU)
+    for x, y in batches(steps):
+        step(x, y)
+    return step, [p.data.numpy() for p in model.parameters()]
+
+
+def added_up(model, kept, backward):
+    backward()
+
+
+def zeroed_where_they_are(model, kept, backward):
+    model.zero_grad(set_to_none=False)
+    backward()
+
+
+def halved(model, kept, backward):
+    for p in model.parameters():
+        p.grad[...] = p.grad * 0.5
+    backward()
+
+
+def forgotten(model, kept, backward):
+    model.zero_grad()
+    backward()
+
+
+def kept_apart(model, kept, backward):
+    model.zero_grad()
+    backward()
+    for p, before in zip(model.parameters(), kept):
+        p.grad = p.grad + before * 0.5
+        before[...] = p.grad
+
+
+def read_and_replaced(model, kept, backward):
+    before = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    backward()
+    for p, g in zip(model.parameters(), before):
+        p.grad = p.grad + g * 0.5
+
+
+KEEPING = [added_up, zeroed_where_they_are, halved, forgotten, kept_apart]
+
+
+@pytest.mark.parametrize("change", KEEPING, ids=lambda f: f.__name__)
+def test_gradients_of_the_step_before_are_what_they_would_be(change, card):
+    step, captured = following(capture, change)
+    for a, b in zip(captured, following(lambda f: f, change)[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert step.recordings == 1
+
+
+def test_a_gradient_that_is_read_and_replaced_is_refused_and_stays(card):
+    with pytest.raises(CaptureError, match="gradient of the step before.* keep it in a Tensor"):
+        following(capture, read_and_replaced)
+    with pytest.warns(UserWarning, match="gradient of the step before"):
+        _, eager = following(capture, read_and_replaced, fallback="eager")
+    for a, b in zip(eager, following(lambda f: f, read_and_replaced)[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_gradient_that_is_read_is_looked_up_where_it_was(card):
+    p = Tensor([1.0, 2.0], device=GPU, requires_grad=True)
+    norm = capture(lambda: (p.grad * p.grad).sum())
+    for factor in (1.0, 2.0, 3.0, 4.0):
+        p.grad = Tensor([factor, 0.0], device=GPU)
+        assert norm().item() == factor * factor
+    assert type(p.grad) is Tensor
+    before = norm.recordings
+    p.grad[...] = 5.0
+    assert norm().item() == 50.0 and norm.recordings == before
+
+
+def test_after_a_refused_recording_no_gradient_is_left_that_was_never_computed(card):
+    p = Tensor([1.0, 2.0], device=GPU, requires_grad=True)
+
+    @lambda f: capture(f, fallback="eager")
+    def step():
+        (p * 3).sum().backward()
+        return Tensor(p.grad.numpy(), device=GPU)
+
+    with pytest.warns(UserWarning, match="reading a value"):
+        for _ in range(3):
+            p.grad = None
+            assert step().tolist() == [3.0, 3.0] == p.grad.tolist()
 
 
 def test_evaluation_is_captured_and_follows_the_weights(card):

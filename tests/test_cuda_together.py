@@ -12,8 +12,9 @@ from minima import operators as ops
 from minima.autograd import Tensor, grad
 from minima.backend import Kernels, kernels_off
 from minima.capture import capture
+from minima.gpu.cublas import Pretended
 from minima.gpu.graphs import with_graphs
-from minima.gpu.library import pretended
+from minima.gpu.library import Cuda
 from minima.kernels import launches
 from minima.testing import mock
 from minima.testing.emulator import can_emulate
@@ -34,7 +35,7 @@ class OnTheCard(launches.EmulatedLauncher):
 def backend():
     before = registry._by_name.get("cuda")
     mock.reset()
-    found = with_graphs(pretended("cuda"))
+    found = with_graphs(Cuda(mock, Pretended(mock.launch)))
     registry._by_name["cuda"] = registry._by_type[mock.ndarray] = found
     registry._switch(Kernels.on)  # which forgets what was found to compute on such arrays
     yield found

@@ -21,8 +21,10 @@ What always holds:
   each launch, as arguments of another one: nothing is copied, nobody waits;
 - a number that a kernel takes by value is part of the graph, which will do while it is the same.
 
-What is left out: gradients of the step before, which a captured function may not read; schedules
-inside; and nodes whose arguments are changed, which CuPy does not offer.
+- a gradient that was there before may be added to, or read if it stays where it is; to read one
+  and leave another in its place is refused, since the next launch would read the old one again.
+
+What is left out: schedules inside; nodes whose arguments are changed, which CuPy does not offer.
 """
 
 # %% ../../nbs/85_graphs.ipynb #7eaa8128
@@ -149,18 +151,69 @@ def _captured(backend, words):
 
 def _swap_in(words, slots):
     "Put Numbers into `slots`; returns what to do to know them again."
-    cells, gradients = [], {}
-    for slot in slots:
-        if slot.is_cell():
-            value, cell = slot.value, words.cell(slot)
-            slot.set(cell)
-            cells.append((slot, value, cell))
-        elif slot.name == "grad" and isinstance(slot.holder, Tensor):
-            gradients[id(slot.holder)] = None if slot.value is None else ref(slot.value)
-    return cells, gradients
+    cells = []
+    for slot in (s for s in slots if s.is_cell()):
+        value, cell = slot.value, words.cell(slot)
+        slot.set(cell)
+        cells.append((slot, value, cell))
+    return cells
 
 
-def _swap_out(cells, gradients, things):
+_array = Tensor.array  # how a Tensor holds it
+
+
+class _Before:
+    "The gradients in `slots` before a recording; it notes whose numbers the function asks for."
+
+    def __init__(self, slots):
+        self.slots = [s for s in slots if s.name == "grad" and isinstance(s.holder, Tensor)]
+        self.read, self.refs = (
+            {},
+            {},
+        )  # what was asked, which stays alive; by holder, what was there
+        array = property(self._ask, _array.__set__)
+        watched = type("Tensor", (Tensor,), {"__slots__": (), "array": array})
+        for slot in self.slots:
+            if type(slot.value) is Tensor:
+                slot.value.__class__ = watched
+                self.refs[id(slot.holder)] = ref(slot.value)
+
+    def _ask(self, gradient):
+        self.read[id(gradient)] = gradient
+        return _array.__get__(gradient)
+
+    def of(self, holder):
+        "The gradient that `holder` had, if it had one that is still known."
+        before = self.refs.get(id(holder))
+        return before and before()
+
+    def looked_at(self):
+        "What was read: (slot, array). Raises CaptureError if something else is left in its place."
+        found = []
+        for slot in self.slots:
+            before, now = self.of(slot.holder), slot.get()
+            if id(before) in self.read:
+                array = _array.__get__(before)
+                if now is not None and now.array is not array:
+                    _refuse(
+                        "reading the gradient of the step before, and leaving another there,",
+                        "The next launch would read the old one again: keep it in a Tensor of your "
+                        "own, by kept[...] = p.grad at the end of a step, and read that.",
+                    )
+                found.append((slot, array))
+        return found
+
+    def end(self, undo):
+        "Stop looking; put back what was there, if it is wished to `undo` what was done."
+        for slot in self.slots:
+            before = self.of(slot.holder)
+            if before is not None:
+                before.__class__ = Tensor
+            if undo:
+                slot.set(before)
+
+
+def _swap_out(cells, before, things):
     "Put numbers back; returns what replays must leave in `things`: (slot, Number or gradient)."
     leaves = []
     for slot, value, cell in cells:
@@ -171,8 +224,7 @@ def _swap_out(cells, gradients, things):
             leaves.append((slot, now))
             slot.set(now.value)
         elif slot.name == "grad" and isinstance(slot.holder, Tensor):
-            before = gradients.get(id(slot.holder))
-            if now is not (None if before is None else before()):
+            if now is not before.of(slot.holder):
                 leaves.append((slot, now))
         slot.value = slot.get()
     return leaves
@@ -184,16 +236,16 @@ def _swap_out(cells, gradients, things):
 class _Launch:
     "The one instruction of this plan, as others see it."
 
-    def __init__(self, numbers, arrays):
-        self._numbers, self._arrays = numbers, arrays
+    def __init__(self, numbers):
+        self._numbers = numbers
 
     def numbers(self):
         "The Numbers that it reads."
         return self._numbers
 
     def refs(self):
-        "The arrays that must be the same."
-        return self._arrays
+        "The arrays that must be the same: none but those that are looked at one by one."
+        return []
 
 
 class Graph(Replay):
@@ -205,22 +257,23 @@ class Graph(Replay):
         words,  # the numbers that it reads
         graph,  # CUDA's, and the pool that its memory is from
         inputs,  # the arguments: (Tensor, the array that stays, or None if the function holds it)
-        found,  # what the function has returned
+        found,  # what the function has returned, and the arrays in it
         entry,  # what it held before
         leaves,  # what a replay must leave
+        read,  # gradients that must be where they were: (slot, array)
     ):
         slots = _slots(captured.function)
         self.tape, (self.graph, self.pool), self.words = words, graph, words
         self.inputs = [stays for _, stays in inputs]
-        self.outputs, self.nest = [t.array for t in tensors_in(found)], found
+        self.nest, self.outputs = found
         self.known, self.names, self.told = {"AGAIN": AGAIN}, {}, []
         self.parameters = [(i, stays is not None) for i, (_, stays) in enumerate(inputs)]
         self.arguments = [t.array for t, _ in inputs]
-        kept = [s.value.array for s in slots if _is_kept_gradient(s, leaves)]
-        words.values, words.given = kept, {id(a): i for i, a in enumerate(kept)}
         numbers = [thing for thing, *_ in words.filled if isinstance(thing, Number)]
-        self.instructions = [_Launch(numbers, [*range(len(kept))])]
-        head = [*self._looks(slots, entry), *self._numbers(slots, leaves)]
+        self.instructions = [_Launch(numbers)]
+        where = [f"{slot.text(self.name)}.array is not {self.name(array)}" for slot, array in read]
+        stay = [f"if {' or '.join(where)}: return AGAIN"] * bool(where)
+        head = [*self._looks(slots, entry), *stay, *self._numbers(slots, leaves)]
         names = [
             thing.name if isinstance(thing, Number) else self.name(thing)
             for thing, *_ in words.filled
@@ -246,6 +299,7 @@ class Graph(Replay):
 
     def go(self, arguments, values):
         "Bring arguments and numbers to their places, and launch."
+        self.words.backend.follow(self.words.memory)
         for stays, array in zip(self.inputs, arguments):
             if stays is not None:
                 stays[...] = array
@@ -264,12 +318,6 @@ class Graph(Replay):
 
     def __str__(self):
         return self.code
-
-
-def _is_kept_gradient(slot, leaves):
-    "Whether `slot` holds a gradient that was there before, which a graph adds to."
-    new = any(slot.holder is leaf.holder for leaf, _ in leaves)
-    return slot.name == "grad" and isinstance(slot.value, Tensor) and not new
 
 # %% ../../nbs/85_graphs.ipynb #0cab505d
 # ---- recording ----
@@ -296,6 +344,7 @@ def record(
 ):
     "Run a function while a stream is captured, launch what was written down, and keep it."
     slots = _slots(captured.function, *tensors)
+    backend.follow(next(s.value for s in slots if isinstance(s.value, backend.array_type)))
     words = Words(backend, _dtype_of(slots))
     held = {id(slot.value) for slot in _slots(captured.function)}
     inputs = [(t, None if id(t.array) in held else backend.copy(t.array)) for t in tensors]
@@ -304,7 +353,7 @@ def record(
         SimpleNamespace(holder=s.holder, name=s.name, value=None if s.value is None else 1)
         for s in entry
     ]
-    cells, gradients = _swap_in(words, slots)
+    cells, before = _swap_in(words, slots), _Before(slots)
     given, states = [t.array for t in tensors], {}
     outside = _Outside(words, slots)
     while slots:
@@ -322,20 +371,24 @@ def record(
             found = run()
             words.settle()
             _check_outputs(found)
+            outputs = [t.array for t in tensors_in(found)]
+            read = before.looked_at()
     except BaseException as error:
         for generator, state in states.items():
             generator.set_state(state)
         for slot, value, _ in cells:
             slot.set(value)
+        before.end(undo=True)
         if isinstance(error, RuntimeError) and not isinstance(error, CaptureError):
             raise CaptureError(f"this cannot be captured as a CUDA graph: {error}") from error
         raise
     finally:
         for t, array in zip(tensors, given):
             t.array = array
-    leaves = _swap_out(cells, gradients, [captured.function, *tensors])
+    before.end(undo=False)
+    leaves = _swap_out(cells, before, [captured.function, *tensors])
     values = [thing.value if isinstance(thing, Number) else thing for thing, *_ in words.filled]
-    plan = Graph(captured, words, graph, inputs, found, entry, leaves)
+    plan = Graph(captured, words, graph, inputs, (found, outputs), entry, leaves, read)
     plan.go(given, values)
     return plan, plan.results()
 
