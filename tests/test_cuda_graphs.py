@@ -1,11 +1,16 @@
 "Captured steps as CUDA graphs, on a pretended card: the same numbers, and nothing copied."
 
 import gc
+import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +21,7 @@ import minima as mi
 from minima import backend as registry
 from minima import nn, optim
 from minima.autograd import Tensor
-from minima.backend import register
+from minima.backend import Kernels, register
 from minima.capture import CaptureError, capture
 from minima.gpu.cublas import Pretended
 from minima.gpu.graphs import with_graphs
@@ -440,12 +445,120 @@ def test_a_kernel_takes_the_rate_by_address_and_the_momentum_by_value(sgd_kernel
     assert step.recordings == 2
 
 
+# ---- the script for those who have a GPU ----
+
+
+@pytest.fixture
+def script(torch, monkeypatch):
+    "benchmarks/gpu.py as a module."
+    folder = Path(__file__).parent.parent / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    spec = importlib.util.spec_from_file_location("gpu_script", folder / "gpu.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_the_script_for_gpus_runs_to_its_end_without_one(torch, tmp_path):
     script, found = Path(__file__).parent.parent / "benchmarks" / "gpu.py", tmp_path / "found.json"
     command = [sys.executable, str(script), "--mock", "--json", str(found)]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert not done.returncode, done.stderr
-    lines = json.loads(found.read_text())["lines"]
-    assert len(lines) > 50 and "pretended" in done.stdout and "cannot" not in done.stdout
-    (right,) = [line["value"] for line in lines if line["what"].startswith("operators that agree")]
-    assert right == 1
+    assert not done.returncode, done.stdout + done.stderr
+    found = json.loads(found.read_text())
+    lines = {line["what"]: line["value"] for line in found["lines"]}
+    assert len(lines) > 60 and "pretended" in done.stdout and not found["faults"]
+    assert len(found["parts"]) == 9 and {*found["parts"].values()} == {"done"}
+    assert lines["operators that agree with PyTorch"] == 1
+    assert all(lines[name] == 1 for name in lines if name.startswith("works"))
+
+
+def test_a_part_of_the_script_that_fails_costs_no_other_its_results(script, monkeypatch, tmp_path):
+    def good(card, report):
+        report.line("good", 1.0, goal=2)
+        with report.attempt("a case"):
+            raise ValueError("wrong\nindeed")
+        report.line("good still", 1.0)
+
+    def broken(card, report):
+        report.line("before", 1.0)
+        with report.attempt("a case"):
+            raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access")
+        report.line("never", 1.0)
+
+    def hanging(card, report):
+        report.line("begun", 1.0)
+        time.sleep(100)
+
+    def dying(card, report):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    parts = {f.__name__: (f, 1) for f in (good, broken, hanging, dying)} | {"again": (good, 9)}
+    monkeypatch.setattr(script, "PARTS", parts)
+    found = script.main(["--mock", "--json", str(tmp_path / "found.json")])
+    assert found == json.loads((tmp_path / "found.json").read_text())
+    assert [*found["parts"].values()] == ["done", "FAILED", "stopped after 1 s", "FAILED", "done"]
+    said = [line["what"] for line in found["lines"]]
+    assert said == ["good", "good still", "before", "begun", "good", "good still"]
+    assert found["faults"][0] == "a case: ValueError: wrong indeed" and len(found["faults"]) == 4
+
+
+def test_the_script_measures_a_graph_that_holds_what_it_works_on(script, card, monkeypatch):
+    class Event:
+        times = 0
+
+        def record(self, stream):
+            assert stream is mock.cuda.Stream.null
+            Event.times += 1
+            self.at = Event.times
+
+        def synchronize(self):
+            assert self.at
+
+    monkeypatch.setattr(mock.cuda, "Event", Event, raising=False)
+    elapsed = lambda start, end: float(end.at - start.at)
+    monkeypatch.setattr(mock.cuda, "get_elapsed_time", elapsed, raising=False)
+    monkeypatch.setattr(mock.Device, "synchronize", lambda self: None, raising=False)
+    real = object.__new__(script.Card)
+    real.backend, real.cupy = card, mock
+    x, held = Tensor([1.0, 2.0], device=GPU), []
+
+    def run(x=x):
+        y = x + 1
+        held.append(weakref.ref(y))
+        return y
+
+    launch = real.captured([run])
+    del x, run
+    gc.collect()
+    y = held[-1]()
+    assert y is not None and np.isnan(y.numpy()).all()
+    assert real.timed(launch) == 1000.0 and Event.times == 36
+    assert y.tolist() == [2.0, 3.0]
+    with pytest.raises(RuntimeError, match="Capture"):
+        real.captured([lambda: y.sum().item()])
+    assert mock._now.tape is None and gc.isenabled()
+
+
+def test_what_the_script_finds_wrong_is_said(script, card):
+    assert script.furthest([np.ones(2)], [np.array([1.0, np.nan])]) == np.inf
+    assert script.furthest([np.ones(2)], [np.ones(2) * 1.5]) == pytest.approx(1 / 3)
+    x = [t.astype("float32") for t in np.random.default_rng(0).normal(size=(2, 4, 8))]
+    leaves = [Tensor(a, device=GPU, requires_grad=True) for a in x]
+    pull = lambda y, wanted, g: [g]
+    for kernel, difference in ((1.0, 0.0), (1.5, 0.5), (np.nan, np.nan)):
+        op = lambda x, w, b, k=kernel: (
+            Tensor(np.ones((2, 2)), device=GPU) * (k if Kernels.on else 1)
+        )
+        found = script.differs([leaves[0], leaves[1], None, None], op, pull)
+        np.testing.assert_allclose(found, difference)
+
+
+def test_the_script_tries_every_case_of_a_row(script):
+    cases = [((2,), {}), ((3,), {}), ((4,), {})]
+    row = SimpleNamespace(name="tried", cases=lambda: cases)
+
+    def compare(shapes, settings):
+        return {2: "", 3: "differs"}[shapes[0]]
+
+    count, faults = script.tried(row, compare)
+    assert count == 3 and faults == ["tried (3,) {}: differs", "tried (4,) {}: KeyError: 4"]

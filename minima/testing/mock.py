@@ -376,14 +376,14 @@ class MemoryPool:
 cuda = SimpleNamespace(
     Device=Device, Stream=Stream, Graph=Graph, MemoryPool=MemoryPool, MemoryPointer=MemoryPointer,
     PinnedMemoryPointer=PinnedMemoryPointer, alloc_pinned_memory=_pin, using_allocator=nullcontext,
-    get_current_stream=lambda: _now.stream or _null, is_available=lambda: True,
+    get_current_stream=lambda: _now.stream or Stream.null, is_available=lambda: True,
     runtime=SimpleNamespace(
         getDeviceCount=lambda: _now.devices, driverGetVersion=lambda: 13000,
         runtimeGetVersion=lambda: 13000,
         getDevice=lambda: _now.device,
     ),
 )  # fmt: skip
-_null = Stream(null=True)
+Stream.null = Stream(null=True)
 
 # %% ../../nbs/81_mock.ipynb #d7dff93d
 # ---- kernels ----
