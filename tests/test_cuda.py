@@ -25,7 +25,7 @@ from minima.backend import backend_of, get_backend, kernels_off, register
 from minima.gpu import cards
 from minima.gpu.cublas import _TYPES, SIGNATURES, Cublas, Pretended, distance, layout
 from minima.gpu.library import _PUT, Cuda
-from minima.random import manual_seed
+from minima.random import Generator, get_rng_state, manual_seed
 from minima.testing import check_backend, mock
 from minima.trainer import Trainer
 
@@ -306,6 +306,46 @@ def test_draws_are_the_same_on_every_device(card):
         found.append(drop(Tensor(x, device=device)).tolist())
         assert generator.get_state() == {"seed": 3, "offset": 1}
     assert found[0] == found[1] == found[2]
+
+
+def test_what_is_drawn_for_one_device_changes_nothing_for_another(card):
+    x, alone = np.ones((40, 3)), {}
+    for device in ("cpu", GPU, f"{GPU}:1"):
+        drop = nn.Dropout(0.5, generator=Generator(3))
+        alone[device] = [drop(Tensor(x, device=device)).tolist() for _ in range(3)]
+    drops = {device: nn.Dropout(0.5, generator=Generator(3)) for device in alone}
+    together = {device: [] for device in alone}
+    for _ in range(3):
+        for device, drop in drops.items():
+            together[device].append(drop(Tensor(x, device=device)).tolist())
+    assert together == alone and alone["cpu"] == alone[GPU] == alone[f"{GPU}:1"]
+
+
+def test_training_begun_on_the_cpu_goes_on_on_the_card_with_the_same_draws(card, tmp_path):
+    rng = np.random.default_rng(0)
+    dataset = data.TensorDataset(Tensor(rng.normal(size=(20, 4))), Tensor(rng.integers(0, 3, 20)))
+
+    def trainer(device):
+        model = small_model()
+        loader = data.DataLoader(dataset, 5, shuffle=True)
+        adam = optim.Adam(model.parameters(), lr=0.01)
+        quiet = dict(progress_bar=False, lint=False)
+        return Trainer(model, loader, None, 1, device=device, optimizers=adam, **quiet)
+
+    manual_seed(0)
+    begun = trainer("cpu")
+    begun.fit()
+    path, state = begun.save_checkpoint(tmp_path / "begun"), get_rng_state()
+    begun.fit("1ep")
+    manual_seed(99)
+    moved = trainer(GPU)
+    moved.load_checkpoint(path)
+    assert get_rng_state() == state
+    moved.fit("1ep")
+    here, there = begun.history["loss"], moved.history["loss"]
+    np.testing.assert_allclose(here[-4:], there[-4:], rtol=1e-9)
+    for a, b in zip(begun.state.model.parameters(), moved.state.model.parameters(), strict=True):
+        equal(b, a, 1e-9)
 
 
 # ---- many arrays at once ----

@@ -1,7 +1,6 @@
 "Captured steps as CUDA graphs, on a pretended card: the same numbers, and nothing copied."
 
 import gc
-import importlib.util
 import json
 import os
 import signal
@@ -448,17 +447,6 @@ def test_a_kernel_takes_the_rate_by_address_and_the_momentum_by_value(sgd_kernel
 # ---- the script for those who have a GPU ----
 
 
-@pytest.fixture
-def script(torch, monkeypatch):
-    "benchmarks/gpu.py as a module."
-    folder = Path(__file__).parent.parent / "benchmarks"
-    monkeypatch.syspath_prepend(str(folder))
-    spec = importlib.util.spec_from_file_location("gpu_script", folder / "gpu.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_script_for_gpus_runs_to_its_end_without_one(torch, tmp_path):
     script, found = Path(__file__).parent.parent / "benchmarks" / "gpu.py", tmp_path / "found.json"
     command = [sys.executable, str(script), "--mock", "--json", str(found)]
@@ -472,7 +460,9 @@ def test_the_script_for_gpus_runs_to_its_end_without_one(torch, tmp_path):
     assert all(lines[name] == 1 for name in lines if name.startswith("works"))
 
 
-def test_a_part_of_the_script_that_fails_costs_no_other_its_results(script, monkeypatch, tmp_path):
+def test_a_part_of_the_script_that_fails_costs_no_other_its_results(
+    gpu_script, monkeypatch, tmp_path
+):
     def good(card, report):
         report.line("good", 1.0, goal=2)
         with report.attempt("a case"):
@@ -493,8 +483,8 @@ def test_a_part_of_the_script_that_fails_costs_no_other_its_results(script, monk
         os.kill(os.getpid(), signal.SIGSEGV)
 
     parts = {f.__name__: (f, 1) for f in (good, broken, hanging, dying)} | {"again": (good, 9)}
-    monkeypatch.setattr(script, "PARTS", parts)
-    found = script.main(["--mock", "--json", str(tmp_path / "found.json")])
+    monkeypatch.setattr(gpu_script, "PARTS", parts)
+    found = gpu_script.main(["--mock", "--json", str(tmp_path / "found.json")])
     assert found == json.loads((tmp_path / "found.json").read_text())
     assert [*found["parts"].values()] == ["done", "FAILED", "stopped after 1 s", "FAILED", "done"]
     said = [line["what"] for line in found["lines"]]
@@ -502,7 +492,7 @@ def test_a_part_of_the_script_that_fails_costs_no_other_its_results(script, monk
     assert found["faults"][0] == "a case: ValueError: wrong indeed" and len(found["faults"]) == 4
 
 
-def test_the_script_measures_a_graph_that_holds_what_it_works_on(script, card, monkeypatch):
+def test_the_script_measures_a_graph_that_holds_what_it_works_on(gpu_script, card, monkeypatch):
     class Event:
         times = 0
 
@@ -518,7 +508,7 @@ def test_the_script_measures_a_graph_that_holds_what_it_works_on(script, card, m
     elapsed = lambda start, end: float(end.at - start.at)
     monkeypatch.setattr(mock.cuda, "get_elapsed_time", elapsed, raising=False)
     monkeypatch.setattr(mock.Device, "synchronize", lambda self: None, raising=False)
-    real = object.__new__(script.Card)
+    real = object.__new__(gpu_script.Card)
     real.backend, real.cupy = card, mock
     x, held = Tensor([1.0, 2.0], device=GPU), []
 
@@ -539,9 +529,9 @@ def test_the_script_measures_a_graph_that_holds_what_it_works_on(script, card, m
     assert mock._now.tape is None and gc.isenabled()
 
 
-def test_what_the_script_finds_wrong_is_said(script, card):
-    assert script.furthest([np.ones(2)], [np.array([1.0, np.nan])]) == np.inf
-    assert script.furthest([np.ones(2)], [np.ones(2) * 1.5]) == pytest.approx(1 / 3)
+def test_what_the_script_finds_wrong_is_said(gpu_script, card):
+    assert gpu_script.furthest([np.ones(2)], [np.array([1.0, np.nan])]) == np.inf
+    assert gpu_script.furthest([np.ones(2)], [np.ones(2) * 1.5]) == pytest.approx(1 / 3)
     x = [t.astype("float32") for t in np.random.default_rng(0).normal(size=(2, 4, 8))]
     leaves = [Tensor(a, device=GPU, requires_grad=True) for a in x]
     pull = lambda y, wanted, g: [g]
@@ -549,16 +539,16 @@ def test_what_the_script_finds_wrong_is_said(script, card):
         op = lambda x, w, b, k=kernel: (
             Tensor(np.ones((2, 2)), device=GPU) * (k if Kernels.on else 1)
         )
-        found = script.differs([leaves[0], leaves[1], None, None], op, pull)
+        found = gpu_script.differs([leaves[0], leaves[1], None, None], op, pull)
         np.testing.assert_allclose(found, difference)
 
 
-def test_the_script_tries_every_case_of_a_row(script):
+def test_the_script_tries_every_case_of_a_row(gpu_script):
     cases = [((2,), {}), ((3,), {}), ((4,), {})]
     row = SimpleNamespace(name="tried", cases=lambda: cases)
 
     def compare(shapes, settings):
         return {2: "", 3: "differs"}[shapes[0]]
 
-    count, faults = script.tried(row, compare)
+    count, faults = gpu_script.tried(row, compare)
     assert count == 3 and faults == ["tried (3,) {}: differs", "tried (4,) {}: KeyError: 4"]

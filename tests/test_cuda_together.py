@@ -1,5 +1,8 @@
 "Kernels for GPUs, run by the emulator on arrays of the pretended CuPy: eagerly, and in a graph."
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from test_cuda import quiet
@@ -90,6 +93,25 @@ def test_kernels_are_their_rules_on_the_card_too(row, dtype, tolerance, launcher
         by_rule = found_by(row, dtype)
     for a, b in zip(by_kernel, by_rule, strict=True):
         np.testing.assert_allclose(a, b, tolerance, tolerance, strict=True)
+
+
+def test_the_script_for_gpus_compares_kernels_with_their_rules(launcher, gpu_script, monkeypatch):
+    card = SimpleNamespace(ours="cuda", backend=registry._by_name["cuda"], poison=lambda: None)
+    names = [row.name for row in ROWS]
+    for name in ("softmax", "normalize, rows", "cross_entropy"):
+        count, faults = gpu_script.kernels_agree(card, names.index(name))
+        assert count > 2 and not faults and launcher.names
+    monkeypatch.setattr(gpu_script, "kernels_off", nullcontext)
+    launch, runs = type(launcher).launch, []
+
+    def other_the_second_time(self, name, grid, block, args, shared=0):
+        runs.append(name)
+        if len(runs) % 2:
+            launch(self, name, grid, block, args, shared)
+
+    monkeypatch.setattr(type(launcher), "launch", other_the_second_time)
+    count, faults = gpu_script.kernels_agree(card, names.index("softmax"))
+    assert len(faults) == count and "differs by" in faults[0]
 
 
 def trained(wrap, make):
