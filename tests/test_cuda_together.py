@@ -104,14 +104,14 @@ def test_the_script_for_gpus_compares_kernels_with_their_rules(launcher, gpu_scr
     monkeypatch.setattr(gpu_script, "kernels_off", nullcontext)
     launch, runs = type(launcher).launch, []
 
-    def other_the_second_time(self, name, grid, block, args, shared=0):
+    def only_the_first_time(self, name, grid, block, args, shared=0):
         runs.append(name)
-        if len(runs) % 2:
+        if len(runs) % 4 in (1, 2):  # forward and backward once, and then not
             launch(self, name, grid, block, args, shared)
 
-    monkeypatch.setattr(type(launcher), "launch", other_the_second_time)
+    monkeypatch.setattr(type(launcher), "launch", only_the_first_time)
     count, faults = gpu_script.kernels_agree(card, names.index("softmax"))
-    assert len(faults) == count and "differs by" in faults[0]
+    assert len(faults) > 10 and "differs by" in faults[0]
 
 
 def trained(wrap, make):
