@@ -4,8 +4,10 @@ import ast
 import ctypes
 import importlib
 import inspect
+import re
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -29,7 +31,7 @@ from minima.random import Generator, get_rng_state, manual_seed
 from minima.testing import check_backend, mock
 from minima.trainer import Trainer
 
-GPU = "mock"
+GPU, ROOT = "mock", Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +273,14 @@ def test_gradients_follow_back_from_device_to_device(card):
 def test_a_device_that_the_machine_lacks_is_named_with_those_it_has(card):
     with pytest.raises(RuntimeError, match="no device 'mock:2': there is mock:0 to 1 here"):
         Tensor([1.0], device="mock:2")
+
+
+def test_of_one_card_there_is_only_one(monkeypatch):
+    mock.reset(devices=1)
+    one = Cuda(mock, Pretended(mock.launch), "single")
+    monkeypatch.setitem(registry._by_name, "single", one)
+    with pytest.raises(RuntimeError, match="no device 'single:3': there is only single:0 here"):
+        Tensor([1.0], device="single:3")
 
 
 def test_small_numbers_go_along_with_a_launch_and_large_ones_by_pinned_memory(card):
@@ -685,18 +695,62 @@ def test_every_name_and_setting_that_rules_use_exists_in_cupy(cupy):
             assert free or settings <= known.keys(), (name, settings - known.keys())
 
 
+SPEAKING_TO_CUPY = [*(ROOT / "minima" / "gpu").glob("*.py"), ROOT / "minima/kernels/launches.py"]
+SPEAKING_TO_CUPY += [ROOT / "benchmarks" / "gpu.py"]
+OF_OBJECTS = """ndarray.data ndarray.device ndarray.get ndarray.flags cuda.MemoryPointer.ptr
+    cuda.MemoryPointer.copy_from_host_async cuda.Graph.launch cuda.Stream.begin_capture
+    cuda.Stream.end_capture cuda.Stream.record cuda.Stream.synchronize cuda.Stream.null
+    cuda.Event.record cuda.Event.synchronize cuda.Event.done cuda.MemoryPool.malloc
+    cuda.Device.use cuda.Device.id cuda.Device.synchronize cuda.Device.attributes RawModule
+    RawModule.get_function""".split()  # which no module names
+HANDED_OVER = {  # by name, what it must take, in this order
+    "ndarray.astype": "dtype copy", "array": "dtype copy order", "concatenate": "tup axis",
+    "expand_dims": "a axis", "zeros": "shape dtype", "full": "shape fill_value dtype",
+    "RawKernel": "code name", "RawKernel.__call__": "grid block args",
+    "RawModule": "code options name_expressions", "cuda.Stream": "non_blocking",
+    "cuda.Graph.launch": "stream", "cuda.Event.record": "stream", "cuda.Device": "device",
+    "cuda.MemoryPointer.copy_from_host_async": "mem size stream",
+    "cuda.get_elapsed_time": "start_event end_event", "cuda.using_allocator": "allocator",
+    "cuda.alloc_pinned_memory": "size", "ndarray.__dlpack__": "stream max_version",
+}  # fmt: skip
+
+
+def asked_of_cupy(source):
+    "The names that some code looks up in CuPy, as `cuda.Stream`, or in its `cuda`."
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            _, found, name = f".{ast.unparse(node)}".rpartition("cupy.")
+            name = name if found else ast.unparse(node)
+            if re.fullmatch(r"[\w.]+", name) and (found or name.startswith("cuda.")):
+                yield name
+
+
+def look_up(cupy, name):
+    for part in name.split("."):
+        cupy = getattr(cupy, part)
+    return cupy
+
+
 def test_what_the_backend_calls_exists_in_cupy(cupy):
-    for name in """ndarray RawKernel asnumpy asarray array empty zeros concatenate reshape matmul
-        broadcast_to ascontiguousarray result_type cuda.get_current_stream cuda.Stream cuda.Device
-        cuda.MemoryPool cuda.using_allocator cuda.alloc_pinned_memory cuda.PinnedMemoryPointer
-        cuda.MemoryPointer.copy_from_host_async cuda.Graph.launch cuda.is_available
-        cuda.Stream.begin_capture cuda.Stream.end_capture cuda.Stream.record cuda.Event.done
-        cuda.runtime.getDevice cuda.runtime.getDeviceCount cuda.runtime.driverGetVersion
-        cuda.runtime.runtimeGetVersion""".split():
-        thing = cupy
-        for part in name.split("."):
-            thing = getattr(thing, part)
+    asked = {name for p in SPEAKING_TO_CUPY for name in asked_of_cupy(p.read_text("utf-8"))}
+    ours = {"cuda.jit", "cuda.pathfinder", "__version__", "__name__"}  # numba's, NVIDIA's
+    assert {"cuda.runtime.getDevice", "cuda.Stream", "RawKernel", "cuda.Event"} <= asked
+    for name in {*asked, *OF_OBJECTS} - ours:
+        look_up(cupy, name)
     assert cupy.ndarray.__weakrefoffset__  # captured steps hold arrays weakly
+
+
+@pytest.mark.parametrize("name", HANDED_OVER)
+def test_what_cupy_is_handed_it_takes(name, cupy):
+    thing = look_up(cupy, name)
+    try:
+        said = str(inspect.signature(thing))
+        assert "*args" not in said
+    except (AssertionError, ValueError):  # it is compiled, and says so in its docstring
+        said = thing.__doc__
+    words = re.findall(r"\w+", said.partition("\n\n")[0])
+    places = [words.index(word) for word in HANDED_OVER[name].split()]
+    assert places == sorted(places)
 
 
 def test_with_cupy_and_no_gpu_the_error_is_ours(cupy):
