@@ -345,6 +345,17 @@ class Tape:
             self.pending.append((generator, found, _outside()))
         return found
 
+    def watch(self, generators):
+        "Know the state of `generators` before their first draw."
+        self.states = {generator: generator.get_state() for generator in generators}
+
+    def check_states(self):
+        "Raise CaptureError if a generator was moved by other things than draws."
+        for generator, before in self.states.items():
+            drawn, now = sum(g is generator for g, _ in self.draws), generator.get_state()
+            if now["seed"] != before["seed"] or now["offset"] < before["offset"] + drawn:
+                _refuse("setting the state of a generator", "Do that outside.")
+
     def settle(self):
         "Raise CaptureError if a draw became something else than an array."
         if self.pending:

@@ -47,9 +47,9 @@ from .fusion import can_fuse
 from .plan import AGAIN, Plan
 from .recorded import CaptureError, Number, Tape, _refuse
 from .recorder import _lifting, recorder
-from .slots import _check_numbers, _own_way, _same, _Schedules, _slots, _state
-from .slots import _swap_in, _swap_out
-from ..random import _drawing_from, _source
+from .slots import _check_arrays, _check_numbers, _own_way, _same, _Schedules
+from .slots import _slots, _state, _swap_in, _swap_out
+from ..random import Generator, _drawing_from, _source, default_generator
 from ..tensors import map_nest, map_tensors, tensors_in
 
 # %% ../../nbs/80_capture.ipynb #ee4fc2a3
@@ -59,7 +59,8 @@ class Replay(Plan):
     def __init__(self, captured, tape, inputs, outputs, entry, leaves, kept):
         numbers, tensors = inputs
         slots = _slots(captured.function)
-        held = {id(slot.value) for slot in slots}
+        held = {id(slot.value) for slot in slots if not slot.of_gradient}  # but those before:
+        held |= {id(slot.value) for slot in entry if slot.of_gradient}
         self.parameters = []
         for n, t in zip(numbers, tensors):
             new = id(t.array) not in held and n not in [m for m, _ in self.parameters]
@@ -88,10 +89,12 @@ class Replay(Plan):
             if slot.name == "grad" and isinstance(holder, Tensor):
                 before = grads.get(id(holder), value)
                 tests.append(f"({text} is None) is {before is None}")
+                if before is not value and before is not None and self._is_read(before.array):
+                    tests.append(f"{text}.array is {self.name(before.array)}")
                 if before is not None and before is value and steps:  # an optimizer looks at it
                     at_home = before.array is homes[id(holder)]
                     tests.append(f"({text}.array is {self.name(holder)}._home) is {at_home}")
-                if value is not None and id(value.array) in given:
+                if value is not None and before is value and id(value.array) in given:
                     tests.append(f"{text}.array is {self.name(value.array)}")
             elif slot.of_gradient or slot.name == "_home":
                 pass
@@ -111,6 +114,12 @@ class Replay(Plan):
         self.known.update(is_=operator.is_, chain=chain.from_iterable)
         size = f"sum(map(len, live)) == {len(known)}"
         return [f"if not ({' and '.join([size, held, *dict.fromkeys(tests)])}): return AGAIN"]
+
+    def _is_read(self, array):
+        "Whether the first instruction that knows the given `array` wants its numbers."
+        number = self.tape.given[id(array)]
+        i = next((i for i in self.instructions if number in i.refs()), None)
+        return i is not None and number in i.args[i.f is operator.setitem :]
 
     def _numbers(self, slots, leaves):
         "Lines that look numbers up, compute others, and draw; and, kept for the end, what is left."
@@ -132,9 +141,14 @@ class Replay(Plan):
             elif not is_cell and (line.startswith("if ") or line.split(" ", 1)[0] in wanted):
                 lines.append(line)
                 wanted.update(re.findall(r"\bn\d+\b", line))
-        self.leaves = []
+        self.leaves, self.known["wrap"] = [], wrap
         for slot, value in leaves:
-            right = value.name if isinstance(value, Number) else self.name(value)
+            if isinstance(value, Number):
+                right = value.name
+            elif value is not None and self.tape.roots[slot.number] in self.moving:
+                right = f"wrap({self.text(slot.number)})"
+            else:
+                right = self.name(value)
             self.leaves.append(f"{slot.text(self.name)} = {right}")
         draws = []
         for k, (generator, array) in enumerate(self.tape.draws):
@@ -293,11 +307,15 @@ class Captured:
             swapped = _swap_in(tape, entry)
             before = [(array, array.copy()) for array in _apart(tape.values)]
             recorder.tape = tape
+            held = [s.value for s in entry if isinstance(s.value, Generator)]
+            tape.watch([default_generator, *held])
             draw = partial(tape.draw, _source.get())
             with _Schedules(tape, entry), _drawing_from(draw), received_by(tape.put):
                 found = run()
                 tape.settle()
+                tape.check_states()
                 _check_numbers(entry)
+                _check_arrays(tape, entry, swapped, tensors_in(found))
                 _check_outputs(found)
             outputs = [tape.lift_any(t.array) for t in tensors_in(found)]
         except BaseException:
