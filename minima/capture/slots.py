@@ -90,6 +90,8 @@ def _names(code):
 class Slot:
     "A place where something is held: by whom, under which name, and what."
 
+    number = None  # on the tape, of a gradient's array that a recording has left
+
     def __init__(self, holder, name, value, of_optimizer, of_gradient):
         self.holder, self.name, self.value = holder, name, value
         self.of_optimizer, self.of_gradient = of_optimizer, of_gradient
@@ -210,7 +212,9 @@ def _swap_out(tape, entry, swapped, slots):
         elif isinstance(now, Number):
             leaves.append((slot, now))
             slot.set(now.value)
-        elif slot.name == "grad" and now is not gradients.get(id(slot.holder), now):
+        elif slot.name == "grad" and (
+            now is not gradients.get(id(slot.holder), now) or id(slot.holder) in tape.forgotten
+        ):
             leaves.append((slot, now))
             if now is not None:
                 slot.number = tape.lift_any(now.array)
@@ -220,6 +224,17 @@ def _swap_out(tape, entry, swapped, slots):
     return leaves, kept
 
 # %% ../../nbs/76_slots.ipynb #db4fc6fb
+def _apart(arrays):
+    "Those of `arrays` that are not pieces of others, whose copy has their numbers, too."
+    found, spans = [], []
+    for array in sorted(arrays, key=lambda a: -a.nbytes):
+        low, high = np.lib.array_utils.byte_bounds(array)
+        if not any(start <= low and high <= end for start, end in spans):
+            found.append(array)
+            spans += [(low, high)] * array.flags.c_contiguous
+    return found
+
+
 def _check_arrays(tape, entry, swapped, found):
     "Raise CaptureError if arrays that were read were replaced: a replay would read the old ones."
     read = {tape.roots[n] for i in tape.instructions for n in i.refs()}
@@ -340,6 +355,11 @@ class _Schedules:
             _refuse(f"a schedule that sets {slot.name!r} to a {kind}", "Let it set int or float.")
 
 # %% ../../nbs/76_slots.ipynb #db2073c8
+def _names_all(holder):
+    "Whether `holder` has the global names of a module, not all of which matter."
+    return isinstance(holder, dict) and "__builtins__" in holder
+
+
 def _state(function):
     "What a recording of `function` would rely on: who holds what."
     state = []
