@@ -47,12 +47,11 @@ from ..backend import Kernels, get_default_dtype, received_by
 from .fusion import can_fuse
 from .plan import AGAIN, Plan
 from .recorded import CaptureError, Number, Tape
-from minima.capture.recorder import (
-    Decision, _answering, _check_inputs, _check_outputs, _check_states, _Gradients, _lifting,
-    _refuse_late, _rest, recorder,
-)  # fmt: skip
-from .slots import _apart, _check_arrays, _check_numbers, _own_way, _same
-from .slots import _names_all, _Schedules, _slots, _state, _swap_in, _swap_out
+from .recorder import Decision, _answering, _check_inputs, _check_outputs
+from .recorder import _check_states, _Gradients, _lifting, _refuse_late, _rest
+from .recorder import recorder
+from .slots import _apart, _check_arrays, _check_numbers, _has_begun, _names_all
+from .slots import _own_way, _same, _Schedules, _slots, _state, _swap_in, _swap_out
 from ..random import Generator, _drawing_from, _source, default_generator
 from ..tensors import map_tensors, tensors_in
 
@@ -85,15 +84,13 @@ class Replay(Plan):
         homes = {id(s.holder): s.value for s in entry if s.name == "_home"}
         steps = any(slot.of_optimizer for slot in slots)
         mixed = {id(slot.holder) for slot in slots if slot.is_cell()}
-        plain = {}
+        plain, forgotten = {}, self.tape.forgotten
         for slot in slots:
             holder, value, text = slot.holder, slot.value, slot.text(self.name)
             if isinstance(value, Tensor) and not slot.of_gradient:
                 tests.append(f"{self.name(value)}.requires_grad is {value.requires_grad}")
-            if slot.name == "grad" and isinstance(holder, Tensor):
+            if slot.name == "grad" and isinstance(holder, Tensor) and id(holder) not in forgotten:
                 before = grads.get(id(holder), value)
-                if id(holder) in self.tape.forgotten:  # whatever was there
-                    continue
                 tests.append(f"({text} is None) is {before is None}")
                 if isinstance(before, Tensor) and before is not value and self._is_read(before):
                     tests.append(f"{text}.array is {self.name(before.array)}")
@@ -354,8 +351,11 @@ class Captured:
 
     def _planned(self, key, tape, inputs, outputs, *held):
         "Make a plan of what was written down; returns what the recorded run has returned."
-        values = [tape.values[n].copy() for n in outputs[0]]
+        values, entry = [tape.values[n].copy() for n in outputs[0]], held[0]
         plan = Replay(self, tape, inputs, outputs, *held)
+        if _has_begun(entry, _slots(self.function)):  # which happens once
+            self.warm[key] = _state(self.function)
+            return plan.returned(values)
         return self._kept(key, plan, plan.returned(values))
 
     def _kept(self, key, plan, found):

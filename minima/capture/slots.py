@@ -355,6 +355,14 @@ class _Schedules:
             _refuse(f"a schedule that sets {slot.name!r} to a {kind}", "Let it set int or float.")
 
 # %% ../../nbs/76_slots.ipynb #db2073c8
+def _has_begun(entry, slots):
+    "Whether an optimizer has begun to remember something that was not there on `entry`."
+    place = lambda slot: (id(slot.holder), slot.name)
+    kinds = [[s for s in found if s.of_optimizer and not s.of_gradient] for found in (entry, slots)]
+    before = {place(slot) for slot in kinds[0]}
+    return any(place(s) not in before for s in kinds[1] if not isinstance(s.holder, tuple))
+
+
 def _names_all(holder):
     "Whether `holder` has the global names of a module, not all of which matter."
     return isinstance(holder, dict) and "__builtins__" in holder
