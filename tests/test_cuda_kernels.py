@@ -101,6 +101,17 @@ def test_what_kernels_do_not_know_goes_by_the_rule(launcher, dtype):
     assert not launcher.names
 
 
+def test_rows_that_are_more_or_longer_than_a_thread_can_count_go_by_the_rule():
+    "No memory is taken: all rows are one, seen again and again."
+    one, shapes = np.float32(1), [(2**30, 4), (4, 2**30), (2**31 + 8, 1), (3, 2**33)]
+    for shape in shapes:
+        x, labels = np.broadcast_to(one, shape), np.broadcast_to(np.int64(0), shape[:1])
+        assert not cuda._in_rows(x) and not cuda._has_labels(x, labels)
+        assert not fused._fits(x, None, None, None, launches.TYPES, cuda._MOST)
+    x = np.broadcast_to(one, (2**30 - 1, 2**30 - 1))
+    assert cuda._in_rows(x) and fused._fits(x, None, None, None, launches.TYPES, cuda._MOST)
+
+
 # ---- norms ----
 
 
@@ -261,6 +272,22 @@ def test_masks_of_norms_are_those_of_the_cpu(launcher, cols):
     assert np.array_equal(by_x, np.where(keep, by_residual * 2, 0))
 
 
+@pytest.mark.parametrize("p", [1e-6, 0.25, 1.0])
+def test_dropout_of_no_number_is_none_and_of_a_tiny_chance_scales(launcher, p):
+    x = np.ones((2, 16), "float32")
+    x[0], x[1, 3:6] = np.nan, (np.inf, -np.inf, -2)
+    with np.errstate(invalid="ignore"):
+        for a in (x, off(x)):
+            expected, pull = cuda.ops.dropout_by_draw.rule(np, x, DRAW, p=p)
+            found, mine = cuda.dropout_by_draw(xp, a, DRAW, p=p)
+            for one, other in ((found, expected), (mine(x), pull(x))):
+                np.testing.assert_array_equal(one, other)
+                assert np.array_equal(np.signbit(one[1, 6:]), np.signbit(other[1, 6:]))
+            y, z, _ = cuda._norm_parts(xp, a, None, None, None, DRAW, p, 1e-5, True)
+            np.testing.assert_array_equal(z, expected)
+            assert np.isnan(y).all()
+
+
 # ---- softmax and cross-entropy ----
 
 
@@ -343,6 +370,20 @@ def test_activations(launcher, name, shape, dtype):
     a, g = (normal(rng, shape, dtype) for _ in range(2))
     run_bend(name, a, g)
     run_bend(name, off(a), g)
+
+
+@pytest.mark.parametrize("name", BENDS)
+def test_activations_of_infinities_and_nan_are_those_of_the_rule(launcher, name):
+    a = np.array([np.nan, np.inf, -np.inf, 1, 0, -0.0, 1e-45, -3e38], "float32")
+    op, how = getattr(cuda.ops, name.partition(" ")[0]), {}
+    if name == "gelu by tanh":
+        how["approximate"] = "tanh"
+    with np.errstate(all="ignore"):
+        expected, by_rule = op.rule(np, a, **how)
+        for b in (a, off(a)):
+            found, pull = getattr(cuda, op.rule.__name__)(xp, b, **how)
+            np.testing.assert_allclose(found, expected, 3e-6)
+            np.testing.assert_allclose(pull(a), by_rule(a), 3e-6)
 
 
 @pytest.mark.parametrize("name", BENDS)

@@ -21,7 +21,7 @@ kernels on the CPU.
 What always holds: how a sum is cut into parts depends on shapes and on the GPU, never on chance,
 so results repeat bit by bit.
 
-What is left out: tuning by measurement, and shapes for more than `2**31` rows.
+What is left out: tuning by measurement, and shapes for `2**30` rows and more.
 """
 
 # %% ../../nbs/71_launches.ipynb #58be47f1
@@ -230,6 +230,14 @@ def flat(kernel, dtype, size, n) -> Shape:
 
 
 @cache
+def _processors(device):
+    "How many multiprocessors a GPU has, by its number; CuPy asks the driver for a hundred facts."
+    import cupy
+
+    return cupy.cuda.Device(device).attributes["MultiProcessorCount"]
+
+
+@cache
 def _compiled(name):
     "The instance called `name`, compiled by NVRTC, which CuPy keeps on disk."
     import cupy
@@ -260,7 +268,7 @@ class CuPyLauncher:
         "How many multiprocessors the current GPU has."
         import cupy
 
-        return cupy.cuda.Device().attributes["MultiProcessorCount"]
+        return _processors(cupy.cuda.runtime.getDevice())
 
 
 @cache

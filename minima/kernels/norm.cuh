@@ -66,10 +66,20 @@ __global__ void __launch_bounds__(512) norm_forward(
   }
 }
 
+// Add `sums` to those at `to`, if there are any.
+INLINE void add_to(float* to, Pack<float, 4> sums, bool any) {
+  if (any) {
+    Pack<float, 4> before = load<4>(to);
+#pragma unroll
+    for (int j = 0; j < 4; j++) sums.at[j] = before.at[j] + sums.at[j];
+  }
+  store(to, sums);
+}
+
 // The same walk back. With `is_sum`, `x` is z itself. A block takes many rows, and adds up its part
 // of the gradients of weight and bias: (gridDim.x, 2, cols) floats in `partial`.
 template <class T, int HELD>
-__global__ void __launch_bounds__(512) norm_backward(
+__global__ void __launch_bounds__(512, 1) norm_backward(
     const T* g, const T* h, const T* x, const T* residual, const T* weight,
     const Word64* draw, unsigned threshold, float scale, int is_sum,
     const float* mean, const float* factor, int rows, int cols, T* dx, T* dz, float* partial) {
@@ -77,7 +87,7 @@ __global__ void __launch_bounds__(512) norm_backward(
   extern __shared__ __align__(16) float shared[];
   Drop drop = {draw, threshold, scale};
   int warps = blockDim.x / 32, stride = blockDim.x * N;
-  float dw[PACKS][N] = {}, db[PACKS][N] = {};
+  Pack<float, 4> dw[HELD / 4] = {}, db[HELD / 4] = {};
 
   for (int first = blockIdx.x * blockDim.y; first < rows; first += gridDim.x * blockDim.y) {
     int row = first + threadIdx.y;
@@ -107,8 +117,8 @@ __global__ void __launch_bounds__(512) norm_backward(
         n[i][j] = (v + wide(b.at[j]) - m) * f;
         float u = d * wide(w.at[j]);
         sums = sums + Two{u, u * n[i][j]};
-        dw[i][j] += d * n[i][j];
-        db[i][j] += d;
+        dw[(i * N + j) / 4].at[j % 4] += d * n[i][j];
+        db[(i * N + j) / 4].at[j % 4] += d;
       }
     }
     sums = row_sum(sums, warps, shared);
@@ -134,14 +144,12 @@ __global__ void __launch_bounds__(512) norm_backward(
   float* total = blockDim.y > 1 ? shared : partial;
   for (int turn = 0; turn < blockDim.y; turn++) {  // always in the same order
 #pragma unroll
-    for (int i = 0; i < PACKS; i++)
-#pragma unroll
-      for (int j = 0; j < N; j++) {
-        int col = threadIdx.x * N + i * stride + j;
-        if (col >= cols || turn != threadIdx.y) continue;
-        total[col] = turn ? total[col] + dw[i][j] : dw[i][j];
-        total[cols + col] = turn ? total[cols + col] + db[i][j] : db[i][j];
-      }
+    for (int i = 0; i < HELD; i += 4) {
+      int col = threadIdx.x * N + i / N * stride + i % N;
+      if (col >= cols || turn != threadIdx.y) continue;
+      add_to(total + col, dw[i / 4], turn > 0);
+      add_to(total + cols + col, db[i / 4], turn > 0);
+    }
     __syncthreads();
   }
   if (total == partial) return;

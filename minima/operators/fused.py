@@ -23,7 +23,7 @@ What is left out: scaling of rows or layers (stochastic depth, layer scale).
 """
 
 # %% ../../nbs/11_fused.ipynb #cb42d239
-from math import prod
+from math import inf, prod
 
 import numpy as np
 
@@ -172,12 +172,13 @@ def norm_and_sum(x, residual=None, weight=None, bias=None, draw=None, *, p=0.0, 
 # ---- kernels ----
 
 
-def _fits(x, residual, weight, bias, dtypes):
+def _fits(x, residual, weight, bias, dtypes, most):
     "Whether all are arrays of one of these dtypes, of shapes that need no broadcasting."
     sizes = x.shape, x.shape[-1:], x.shape[-1:]
     others = [(a, size) for a, size in zip((residual, weight, bias), sizes) if a is not None]
     return (
         x.size > 0
+        and max(x.shape[-1], x.size // x.shape[-1]) <= most
         and x.dtype.name in dtypes
         and x.dtype.isnative
         and all(getattr(a, "dtype", None) == x.dtype and a.shape == s for a, s in others)
@@ -200,11 +201,12 @@ def rows_parts(
     forward,  # of a library, x, residual, weight, bias, drop, eps, z; gives y, mean, scale
     backward,  # of a library, g, h, x, residual, weight, drop, mean, scale, z: four gradients
     dtypes=("float32", "float64"),  # what they compute with; the rest is left to the rule
+    most=inf,  # how many rows there may be, and numbers in a row
 ):
     "The parts of the operation, made by two functions of matrices of rows."
 
     def parts(library, x, residual, weight, bias, draw, p, eps, wants_z):
-        if not _fits(x, residual, weight, bias, dtypes):
+        if not _fits(x, residual, weight, bias, dtypes, most):
             narrow = backend_of(x).narrow
             arrays = [_wide(a, library, narrow) for a in (x, residual, weight, bias)]
             return _parts(library, *arrays, draw, p, eps)
