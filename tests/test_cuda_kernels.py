@@ -634,6 +634,109 @@ def test_what_only_one_order_notices():
     sums_with("a value is overwritten before it is read", ORDERS[:3])
 
 
+# ---- the same faults in minima's own kernels ----
+
+
+def norm_of_three_rows():
+    compare_norm(norm_args((3, 1000), "float32", "rwb", 0.25), True, 1e-5)
+
+
+def softmax_of_two_rows():
+    a = np.random.default_rng(0).normal(size=(2, 1000)).astype("float32")
+    compare("softmax", [a], {"axis": -1}, 3e-6)
+
+
+def loss_of_many_rows():
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(1500, 8)).astype("float32"), rng.integers(0, 8, 1500)
+    compare("cross_entropy", [x, labels], {}, 3e-6)
+
+
+def linear_of_many_rows():
+    arrays = [np.random.default_rng(0).integers(-4, 5, s) / 2 for s in ((20, 3), (3, 8), (8,))]
+    compare("linear", [a.astype("float32") for a in arrays], {"activation": "gelu"}, 1e-5)
+
+
+NO = "  __syncthreads();\n"
+ROW = "  int width = row < rows ? cols : 0;  // threads without a row still come to the barriers\n"
+TURN = "    __syncthreads();\n  }\n  if (total == partial) return;\n"
+LAST_WARP = "  if (threadIdx.x / 32 + 1 < blockDim.x / 32) __syncthreads();\n"
+SHARED = "extern __shared__ __align__(16) float shared[];"
+SHORT = "(0xffffffffu, v, mask)", "(0x0000ffffu, v, mask)"
+ALL = {*ORDERS}
+IN_KERNELS = [  # instance, fault, what is replaced, by what, a computation, which orders notice
+    ("norm_forward<float, 16>", "no barrier", MEET, MEET.replace(NO, ""), norm_of_three_rows, ALL),
+    ("norm_backward<float, 16>", "no barrier", MEET, MEET.replace(NO, ""), norm_of_three_rows, ALL),
+    ("norm_backward<float, 16>", "no barrier between turns", TURN, TURN[20:], norm_of_three_rows,
+     ALL),
+    ("add_parts<float>", "no barrier", "= sum;\n" + NO, "= sum;\n", norm_of_three_rows,
+     {"up", "random", "first warp ahead"}),
+    ("bend_backward<float, Gelu, 4>", "no barrier", "= sum[j];\n" + NO, "= sum[j];\n",
+     linear_of_many_rows, {"up", "random", "first warp ahead"}),
+    ("norm_forward<float, 16>", "a barrier for some", ROW,
+     "  if (row >= rows) return;\n  int width = cols;\n", norm_of_three_rows, ALL),
+    ("softmax_forward<float, 4, false>", "a barrier for some", PART, LAST_WARP,
+     softmax_of_two_rows, ALL),
+    ("norm_forward<float, 16>", "a short mask", *SHORT, norm_of_three_rows, ALL),
+    ("softmax_forward<float, 4, false>", "a short mask", *SHORT, softmax_of_two_rows, ALL),
+    ("mean_of<float>", "a short mask", *SHORT, loss_of_many_rows, ALL),
+    ("norm_forward<float, 16>", "read too late", PART, "", norm_of_three_rows,
+     {"first warp ahead"}),
+    ("softmax_forward<float, 4, false>", "read too late", PART, "", softmax_of_two_rows,
+     {"first warp ahead", "last warp ahead"}),
+    ("mean_of<float>", "read too late", PART, "", loss_of_many_rows,
+     {"last warp ahead"}),
+]  # fmt: skip
+
+
+@cache
+def faulty_kernels():
+    "All of them, compiled at once, and their names."
+    text, names = "", []
+    for i, (instance, _, old, new, *_) in enumerate(IN_KERNELS):
+        source = launches.source(launches.home(instance))
+        assert old in source
+        source = source.replace(old, new).replace(SHARED, "using ::shared;")
+        text += f"namespace fault_{i} {{\n{source}}}\n"
+        names.append(f"fault_{i}::{instance}".replace("Gelu", f"fault_{i}::Gelu"))
+    return Emulator(text, names), names
+
+
+class Faulty(launches.EmulatedLauncher):
+    "Runs one instance with a fault in it, and all others as they are."
+
+    def __init__(self, which):
+        super().__init__()
+        self.instance, (emulator, names) = IN_KERNELS[which][0], faulty_kernels()
+        self.emulator, self.name = emulator, names[which]
+
+    def launch(self, name, grid, block, args, shared=0):
+        if name != self.instance:
+            return super().launch(name, grid, block, args, shared)
+        return self.emulator.launch(self.name, grid, block, args, shared, self.orders)
+
+
+@pytest.mark.parametrize("which", range(len(IN_KERNELS)), ids=[
+    f"{name.partition('<')[0]}, {fault}" for name, fault, *_ in IN_KERNELS
+])  # fmt: skip
+def test_a_fault_in_a_kernel_is_noticed(launcher, which):
+    *_, compute, expected = IN_KERNELS[which]
+    compute()
+    assert IN_KERNELS[which][0] in launcher.names
+    noticed = set()
+    with launches.launching_by(Faulty(which)) as faulty:
+        for order in ORDERS:
+            faulty.orders = [order]
+            try:
+                compute()
+            except (RuntimeError, AssertionError):
+                noticed.add(order)
+        faulty.orders = ORDERS
+        with pytest.raises((RuntimeError, AssertionError)):
+            compute()
+    assert noticed == expected
+
+
 def test_what_does_not_compile_is_an_error():
     if can_emulate():
         with pytest.raises(RuntimeError, match="g\\+\\+ failed"):
