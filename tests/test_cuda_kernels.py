@@ -176,7 +176,7 @@ def test_norms_with_and_without(launcher, shape, given, p, dtype):
         compare_norm(args, wants_z, DTYPES[dtype] * (4 if wants_z else 1))
 
 
-@pytest.mark.parametrize("cols", [24, 64, 1000, 2048])
+@pytest.mark.parametrize("cols", [24, 64, 256, 512, 1000, 2048])
 def test_no_order_of_threads_matters(launcher, cols):
     launcher.orders = ORDERS
     compare_norm(norm_args((9, cols), "float32", "rwb", 0.25), True, 3e-6)
@@ -641,6 +641,10 @@ def norm_of_three_rows():
     compare_norm(norm_args((3, 1000), "float32", "rwb", 0.25), True, 1e-5)
 
 
+def norm_of_many_short_rows():
+    compare_norm(norm_args((60, 512), "float32", "rwb", 0.25), True, 1e-5)
+
+
 def softmax_of_two_rows():
     a = np.random.default_rng(0).normal(size=(2, 1000)).astype("float32")
     compare("softmax", [a], {"axis": -1}, 3e-6)
@@ -661,6 +665,9 @@ NO = "  __syncthreads();\n"
 ROW = "  int width = row < rows ? cols : 0;  // threads without a row still come to the barriers\n"
 TURN = "    __syncthreads();\n  }\n  if (total == partial) return;\n"
 LAST_WARP = "  if (threadIdx.x / 32 + 1 < blockDim.x / 32) __syncthreads();\n"
+AGAIN = "  __syncthreads();  // or a quick row would write where a slow one still reads\n"
+AWAIT = "    await_all_but_one();\n"
+HALF_OF = {"up", "random", "last warp ahead"}, {"down", "first warp ahead"}  # late; at once
 SHARED = "extern __shared__ __align__(16) float shared[];"
 SHORT = "(0xffffffffu, v, mask)", "(0x0000ffffu, v, mask)"
 ALL = {*ORDERS}
@@ -684,6 +691,15 @@ IN_KERNELS = [  # instance, fault, what is replaced, by what, a computation, whi
      {"first warp ahead"}),
     ("softmax_forward<float, 4, false>", "read too late", PART, "", softmax_of_two_rows,
      {"first warp ahead", "last warp ahead"}),
+    ("norm_backward<float, 16>", "read too late", AGAIN, "", norm_of_many_short_rows,
+     {"first warp ahead"}),
+    ("norm_backward<float, 16>", "not awaited", AWAIT + "    float n", "    float n",
+     norm_of_many_short_rows, HALF_OF[0]),
+    ("norm_backward<float, 16>", "not awaited, of h", AWAIT + "#pragma", "#pragma",
+     norm_of_many_short_rows, HALF_OF[0]),
+    ("norm_backward<float, 16>", "fetched too early", AWAIT + "    float n",
+     "    fetch_first(row + step);\n" + AWAIT + "    float n",
+     norm_of_many_short_rows, HALF_OF[1]),
     ("mean_of<float>", "read too late", PART, "", loss_of_many_rows,
      {"last warp ahead"}),
 ]  # fmt: skip

@@ -40,6 +40,29 @@ template <int N, class T> INLINE void store(T* to, Pack<T, N> pack) {
   *reinterpret_cast<Pack<T, N>*>(to) = pack;
 }
 
+// ---- packs under way: from memory into shared memory, while the thread goes on ----
+
+#ifdef __CUDACC__
+template <class P> INLINE void fetch(P* to, const P* from) {  // in the group that `send` ends
+#if __CUDA_ARCH__ >= 800
+  unsigned at = __cvta_generic_to_shared(to);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+#else
+  *to = *from;
+#endif
+}
+INLINE void send() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+INLINE void await_all_but_one() {  // group of those that this thread has sent
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group 1;" ::: "memory");
+#endif
+}
+#endif
+
 // ---- sums: every thread gets the sum, always added in the same order ----
 
 struct Two { float a, b; };  // two sums in one go

@@ -137,7 +137,8 @@ def _backward(xp, g, h, x, residual, weight, drop, mean, factor, z):
     weight, is_sum = _row(weight, x.dtype), z is not None
     x, residual = (z, None) if is_sum else (x, residual)
     n = width(dtype, cols, map(address, (g, h, x, residual, weight, dx, dz)))
-    shape = launches.norm_backward(dtype, rows, cols, n, processors())
+    third = residual is not None or h is not None
+    shape = launches.norm_backward(dtype, rows, cols, n, processors(), third)
     parts, affine = xp.empty((shape.grid[0], 2, cols), "float32"), xp.empty((2, cols), x.dtype)
     how = *_drop(drop), np.int32(is_sum), mean, factor, np.int32(rows), np.int32(cols)
     launch(shape, g, h, x, residual, weight, *how, dx, dz, parts)
