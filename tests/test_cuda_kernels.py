@@ -407,6 +407,43 @@ def test_linear(launcher, shape, bias, activation, dtype):
     assert len(launcher.names) == 3  # one forward, two backward, whoever asks
 
 
+# ---- arrays that do not lie in order ----
+
+
+def apart(a):
+    "The numbers of `a`, of which neighbours in memory are in other rows, or are not its own."
+    return np.asfortranarray(a) if a.ndim > 1 else np.repeat(a, 2)[::2]
+
+
+WORKS = {
+    "softmax": ([(4, 6)], {"axis": -1}), "log_softmax": ([(4, 6)], {"axis": -1}),
+    "relu": ([(4, 6)], {}), "gelu": ([(4, 6)], {}),
+    "linear": ([(4, 3), (3, 6), (6,)], {"activation": "silu"}),
+    "cross_entropy": ([(4, 6), (4,)], {}), "surprise": ([(4, 6), (4,)], {"axis": -1}),
+    "dropout_by_draw": ([(4, 6)], {"p": 0.25}), "normalize": ([(4, 8), (8,), (8,)], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_arrays_that_do_not_lie_in_order_are_brought_into_it(launcher, name):
+    shapes, settings = WORKS[name]
+    rng, op = np.random.default_rng(0), getattr(cuda, name)
+    arrays = [rng.normal(size=shape).astype("float32") for shape in shapes]
+    if name in ("cross_entropy", "surprise"):
+        arrays[1] = rng.integers(0, 6, 4)
+    if name == "dropout_by_draw":
+        arrays.append(DRAW)
+    if name == "normalize":
+        settings = {"axis": -1, "eps": 1e-5}
+    y, *pulls = op(xp, *arrays, **settings)
+    found, *others = op(xp, *map(apart, arrays), **settings)
+    np.testing.assert_allclose(found, y, 1e-6)
+    g = rng.normal(size=y.shape).astype("float32")
+    for pull, other in zip(pulls, others, strict=True):
+        np.testing.assert_allclose(other(apart(g) if g.ndim else g), pull(g), 1e-5, 1e-6)
+    assert launcher.names
+
+
 # ---- steps of optimizers ----
 
 
