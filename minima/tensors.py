@@ -298,6 +298,8 @@ def map_nest(
     nest,  # a leaf, or a nest of them
 ):
     "The same nest with `function(leaf)` for each leaf; text and arrays are leaves."
+    if isinstance(nest, Tensor):  # what most leaves are
+        return function(nest)
     if isinstance(nest, Mapping):
         return like_nest(nest, {key: map_nest(function, part) for key, part in nest.items()})
     leaf = isinstance(nest, str | bytes) or hasattr(nest, "__array__")

@@ -107,9 +107,9 @@ def test_rows_that_are_more_or_longer_than_a_thread_can_count_go_by_the_rule():
     for shape in shapes:
         x, labels = np.broadcast_to(one, shape), np.broadcast_to(np.int64(0), shape[:1])
         assert not cuda._in_rows(x) and not cuda._has_labels(x, labels)
-        assert not fused._fits(x, None, None, None, launches.TYPES, cuda._MOST)
+        assert not fused._fit(x, None, None, None, cuda._MOST)
     x = np.broadcast_to(one, (2**30 - 1, 2**30 - 1))
-    assert cuda._in_rows(x) and fused._fits(x, None, None, None, launches.TYPES, cuda._MOST)
+    assert cuda._in_rows(x) and fused._fit(x, None, None, None, cuda._MOST)
 
 
 # ---- norms ----

@@ -150,8 +150,9 @@ def loss_and_gradient(device, scores, labels, options):
     x = Tensor(scores, device=device, requires_grad=True)
     labels = Tensor(labels, device=device)
     mock.counts.clear()
-    loss = nn.functional.cross_entropy(x, labels, **options)
-    found = loss, grad((loss * 3).sum(), x)[0]
+    with np.errstate(all="ignore"):  # a mean of nothing
+        loss = nn.functional.cross_entropy(x, labels, **options)
+        found = loss, grad((loss * 3).sum(), x)[0]
     assert device == "cpu" or quiet()
     return [t.detach().numpy() for t in found]
 
