@@ -40,6 +40,7 @@ AGAIN = (
 _OUT = (np.dot, np.clip, np.concat, np.concatenate, np.stack)  # besides ufuncs, these, and:
 _OUT += (np.add.reduce, np.maximum.reduce, np.minimum.reduce)
 _FILLS = {np.zeros: 0, np.zeros_like: 0, np.ones: 1, np.ones_like: 1}
+_WORDS = dict(AGAIN=AGAIN, nan=np.nan, inf=np.inf, round=round, abs=abs)  # known in each plan
 _COPIES = np.copy, np.array, numpy_backend.xp.astype  # what assigning does as well
 
 
@@ -61,7 +62,7 @@ class Plan:
         self.moving = {roots[n] for n in inputs}
         self.moving |= {i.out for i in tape.instructions if i.fresh and i.out not in self.stay}
         self.written = {roots[n] for i in tape.instructions for n in i.writes}
-        self.known, self.names, self.told = {}, {}, []
+        self.known, self.names, self.told = dict(_WORDS), {}, []
         self.later = {}  # lines after an instruction, which look numbers up again
         self._drop_dead(tape.instructions)
         self.fused = ()
@@ -227,7 +228,6 @@ class Plan:
         self.lines = lines
         names = ", ".join(f"t{n}" if new else f"x{k}" for k, (n, new) in enumerate(self.parameters))
         self.code = f"def replay({names}):\n" + "\n".join(f"    {line}" for line, _ in lines)
-        self.known.update(AGAIN=AGAIN, nan=np.nan, inf=np.inf)
         exec(compile(self.code, "<plan>", "exec"), self.known)
         self.replay = self.known["replay"]
 

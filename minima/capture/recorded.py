@@ -80,21 +80,32 @@ _BY_VALUE = (np.nonzero, np.flatnonzero, np.argwhere, np.unique, np.compress, np
 class Number:
     "A Python number that a replay looks up: its value now, and the name that it has in the plan."
 
-    __slots__ = ("tape", "value", "name")
+    __slots__ = ("tape", "value", "name", "is_setting")
+    __class__ = property(lambda self: type(self.value), doc="What it passes for: int or float.")
 
-    def __init__(self, tape, value, name):
-        self.tape, self.value, self.name = tape, value, name
+    def __init__(self, tape, value, name, is_setting):
+        self.tape, self.value, self.name, self.is_setting = tape, value, name, is_setting
 
     def _is(self, truth, test):
         "`truth`, which a replay must find again in the expression `test`."
-        self.tape.numbers.append(f"if ({test}) is not {truth}: return AGAIN")
+        self.tape.leave_if(f"({test}) is not {truth}")
         return truth
+
+    def _then(self, value, text):
+        "A Number made of this one alone."
+        return self.tape.number(value, text, [self])
 
     def __bool__(self):
         return self._is(bool(self.value), f"bool({self.name})")
 
     def __neg__(self):
-        return self.tape.number(-self.value, f"-{self.name}")
+        return self._then(-self.value, f"-{self.name}")
+
+    def __abs__(self):
+        return self._then(abs(self.value), f"abs({self.name})")
+
+    def __round__(self, digits=None):
+        return self._then(round(self.value, digits), f"round({self.name}, {digits})")
 
     def __float__(self):
         return float(self.tape.read(self))
@@ -102,25 +113,41 @@ class Number:
     def __int__(self):
         return int(self.tape.read(self))
 
-    __index__ = __int__
+    def __format__(self, how):
+        return format(self.tape.read(self), how)
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(self.tape.read(self), dtype)
+
+    def __hash__(self):
+        return hash(self.tape.read(self))
+
+    def call_loop(self, loop, *args):
+        "Call a compiled loop, and write that down."
+        return self.tape.call_loop(loop, args)
 
     def __cupy_get_ndarray__(self):  # what CuPy asks for where a number meets an array
         return self.tape.array(self)
+
+    __index__, __pos__ = __int__, lambda self: self
+    __divmod__ = lambda self, other: (self // other, self % other)
+    __rdivmod__ = lambda self, other: (other // self, other % self)
+    __str__ = lambda self: format(self, "")
 
 # %% ../../nbs/74_recorded.ipynb #445b35eb
 def _arithmetic(symbol, compute, swapped=False, compares=False):
     "The method of Number for `symbol`, which writes down what it does."
 
     def method(self, other):
-        if other.__class__ not in (Number, int, float):
+        if type(other) not in (Number, int, float, bool):
             return NotImplemented
         a, b = (other, self) if swapped else (self, other)
-        values = [n.value if n.__class__ is Number else n for n in (a, b)]
-        names = [n.name if n.__class__ is Number else repr(n) for n in (a, b)]
+        values = [n.value if type(n) is Number else n for n in (a, b)]
+        names = [n.name if type(n) is Number else repr(n) for n in (a, b)]
         text = f"{names[0]} {symbol} {names[1]}"
         if compares:
             return self._is(compute(*values), text)
-        return self.tape.number(compute(*values), text)
+        return self.tape.number(compute(*values), text, [n for n in (a, b) if type(n) is Number])
 
     return method
 
@@ -134,7 +161,6 @@ _COMPARISONS = dict(eq="==", ne="!=", lt="<", le="<=", gt=">", ge=">=")
 for _name, _symbol in _COMPARISONS.items():
     _compute = getattr(operator, _name)
     setattr(Number, f"__{_name}__", _arithmetic(_symbol, _compute, compares=True))
-Number.__hash__ = object.__hash__
 
 # %% ../../nbs/74_recorded.ipynb #532efc20
 # ---- arrays ----
@@ -278,7 +304,7 @@ class Tape:
         self.values, self.roots, self.instructions = [], [], []
         self.given, self.owners = {}, []  # arrays from outside: their numbers by id; and they
         self.constants = {}  # arrays that depend on nothing
-        self.numbers = []
+        self.numbers, self.known = [], {}  # lines, and the Numbers that they make, by expression
         self.steps = {}  # of schedules: how many lines there were before, by instruction
         self.draws, self.pending, self.drawn = [], [], {}  # drawn: the arrays of draws, by value
         self.states = {}  # of generators, before their first draw
@@ -314,15 +340,26 @@ class Tape:
             self.owners.append(array)
         return Recorded(self, self.given[id(array)])
 
-    def number(self, value, text):
-        "A Number, computed by the expression `text`."
-        name = f"n{len(self.numbers)}"
-        self.numbers.append(f"{name} = {text}")
-        return Number(self, value, name)
+    def number(self, value, text, of=()):
+        "A Number, computed by the expression `text` of others."
+        if text not in self.known:
+            name = f"n{len(self.numbers)}"
+            self.numbers.append(f"{name} = {text}")
+            self.known[text] = Number(self, value, name, all(n.is_setting for n in of))
+        return self.known[text]
+
+    def leave_if(self, test):
+        "Write down that a plan does not fit any more if `test` holds."
+        if (line := f"if {test}: return AGAIN") not in self.known:
+            self.known[line] = None
+            self.numbers.append(line)
 
     def read(self, number):
-        "Raise CaptureError, since somebody wants to know the value of a Number."
-        _refuse_reading()
+        "The value of a Number, which must stay so. Raises CaptureError if it is no setting."
+        if not number.is_setting:
+            _refuse_reading()
+        self.leave_if(f"{number.name} != {number.value!r}")
+        return number.value
 
     def cell(self, slot):
         "A Number that is looked up in `slot`; a tuple of them, for a tuple."
@@ -334,7 +371,7 @@ class Tape:
         "A Number that is looked up in `slot`, or as an `item` of what is there."
         name = f"n{len(self.numbers)}"
         self.numbers.append((name, slot, item, type(value).__name__))
-        return Number(self, value, name)
+        return Number(self, value, name, not slot.of_optimizer)
 
     def draw(self, source, generator):
         "A draw of `generator`, which is waiting for the array that it becomes, if it is none yet."

@@ -138,7 +138,7 @@ def _whole(kernel, xp, *arrays, **settings):
     if not all(isinstance(s, _PLAIN) for s in settings.values()):
         _refuse(f"{kernel.__name__}, a kernel with more than one value,", "Use kernels_off().")
     tape = _at_work()
-    out = kernel(numpy_backend.xp, *tape.real(arrays), **settings)
+    out = kernel(numpy_backend.xp, *tape.real(arrays), **tape.real_settings(settings))
     box = tape.new(out if isinstance(out, tuple) else (out,))
     tape.note(partial(_boxed, kernel), arrays, settings, box.number)
     pulls = [

@@ -21,7 +21,8 @@ What always holds:
   and then sums and exponentials differ by a rounding;
 - what a plan depends on (shapes, dtypes, modes, which arrays, what a model is made of) is looked at
   before each replay; if it has changed, the function is run and recorded anew;
-- an optimizer's numbers (learning rate, steps) are looked up in each replay, and draws drawn;
+- an optimizer's numbers (learning rate, steps) are looked up in each replay, and draws drawn; so are
+  the user's floats, a dropout's `p`, label smoothing, where they are no more than calculated with;
 - schedules step in each replay, at their place; nothing else of theirs can be asked for inside;
 - a function that needs a value while it is recorded is refused with an error, and nothing changes.
 
@@ -79,10 +80,13 @@ class Replay(Plan):
         grads = {id(s.holder): s.value for s in entry if s.name == "grad"}
         homes = {id(s.holder): s.value for s in entry if s.name == "_home"}
         steps = any(slot.of_optimizer for slot in slots)
-        mixed = {id(slot.holder) for slot in slots if slot.is_cell()}
-        plain = {}
+        mixed = {id(slot.holder): slot for slot in slots if slot.is_cell()}
+        turned = [slot.holder for slot in mixed.values() if slot.turns]
+        turned = [h for h in turned if isinstance(h, dict) and not _names_all(h)]
+        tests += [f"len({self.name(holder)}) == {len(holder)}" for holder in turned]
+        plain = {id(s.value): s.value for s in slots if _is_empty(s.value)}
         for slot in slots:
-            holder, value, text = slot.holder, slot.value, slot.text(self.name)
+            holder, value, text = slot.holder, slot.value, slot.look(self.name)
             if isinstance(value, Tensor) and not slot.of_gradient:
                 tests.append(f"{self.name(value)}.requires_grad is {value.requires_grad}")
             if slot.name == "grad" and isinstance(holder, Tensor):
@@ -95,8 +99,10 @@ class Replay(Plan):
                     tests.append(f"{text}.array is {self.name(value.array)}")
             elif slot.of_gradient or slot.name == "_home":
                 pass
-            elif holder is None or isinstance(holder, tuple) or slot.is_cell():
+            elif holder is None or isinstance(holder, tuple):
                 pass
+            elif slot.is_cell():
+                tests += [f"{text}.__class__ is float"] * slot.turns
             elif (
                 isinstance(holder, dict | list)
                 and id(holder) not in mixed
@@ -127,8 +133,8 @@ class Replay(Plan):
                 _, slot, item, kind = line
                 gone = (id(slot.holder), slot.name) not in places
                 lines += ["return AGAIN"] * gone
-                lines += [f"if {name}.__class__ is not {kind}: return AGAIN"]
-                lines += [f"{name} = {slot.text(self.name)}{item}"]
+                lines += [f"if {name}.__class__ is not {kind}: return AGAIN"] * (not slot.turns)
+                lines += [f"{name} = {slot.look(self.name)}{item}"]
             elif not is_cell and (line.startswith("if ") or line.split(" ", 1)[0] in wanted):
                 lines.append(line)
                 wanted.update(re.findall(r"\bn\d+\b", line))
@@ -192,6 +198,11 @@ def _refuse_late():
         "a decision by a number that a schedule has set before, in the same call,",
         "Step the schedule after the optimizer: then the next call finds out, and records anew.",
     )
+
+
+def _is_empty(holder):
+    "Whether `holder` could hold something, and does not."
+    return isinstance(holder, dict | list) and not holder
 
 
 def _names_all(holder):
@@ -295,7 +306,7 @@ class Captured:
             recorder.tape = tape
             draw = partial(tape.draw, _source.get())
             with _Schedules(tape, entry), _drawing_from(draw), received_by(tape.put):
-                found = run()
+                found = map_nest(_plainly, run())
                 tape.settle()
                 _check_numbers(entry)
                 _check_outputs(found)
@@ -361,6 +372,15 @@ def _check_inputs(tensors):
             )
 
 
+def _plainly(leaf):
+    "`leaf`; of a Number its value, on which the plan relies. Raises CaptureError if it is no setting."
+    if type(leaf) is not Number:
+        return leaf
+    if not leaf.is_setting:
+        _refuse("returning an optimizer's number", "Look it up outside.")
+    return leaf.tape.read(leaf)
+
+
 def _check_outputs(found):
     "Raise CaptureError if what a function has returned is part of a graph, or a number."
     for t in tensors_in(found):
@@ -371,8 +391,6 @@ def _check_outputs(found):
             )
     others = []
     map_nest(lambda leaf: None if isinstance(leaf, _RETURNED) else others.append(leaf), found)
-    if any(isinstance(leaf, Number) for leaf in others):
-        _refuse("returning an optimizer's number", "Look it up outside.")
     if others:
         kind = type(others[0]).__name__
         _refuse(f"returning a {kind}", "Return Tensors, or tuples, lists and dicts of them.")

@@ -13,6 +13,9 @@ A function reaches things by its closure, by global names, by its object if it i
 there by attributes, items, parameters and gradients. `_slots` finds these places. `_swap_in` puts
 recorded arrays there, `_swap_out` puts back what was there, and tells what has become of it.
 
+Floats in places with a name are looked up in each replay, so that they can be turned: an optimizer's,
+and all of the user's; of what else is made by minima, those in `_TURNED`.
+
 A schedule's numbers are its own: while a function is recorded, `_Schedules` lets it do nothing but
 step, which is written down as one call.
 
@@ -21,6 +24,7 @@ What is left out: what only code inside a library reaches, and sets.
 
 # %% ../../nbs/76_slots.ipynb #0cc3a87d
 import operator
+import sys
 from dis import get_instructions
 from functools import partial
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
@@ -31,6 +35,7 @@ import numpy as np
 from ..autograd import Tensor, wrap
 from ..backend import Backend, Device, _by_type
 from .recorded import _PACKAGE, Number, Recorded, _again, _refuse
+from ..nn import CrossEntropyLoss, Dropout, HuberLoss, SmoothL1Loss
 from ..optim import LRScheduler, Optimizer
 from ..random import Generator
 
@@ -90,9 +95,10 @@ def _names(code):
 class Slot:
     "A place where something is held: by whom, under which name, and what."
 
-    def __init__(self, holder, name, value, of_optimizer, of_gradient):
+    def __init__(self, holder, name, value, of_optimizer, of_gradient, turns):
         self.holder, self.name, self.value = holder, name, value
         self.of_optimizer, self.of_gradient = of_optimizer, of_gradient
+        self.turns = turns and not of_optimizer  # whether people turn it, if it is a float
 
     def get(self):
         "What is held now, or None."
@@ -112,8 +118,10 @@ class Slot:
             setattr(self.holder, self.name, value)
 
     def is_cell(self):
-        "Whether this is an optimizer's number, or tuple of them, which may change between calls."
-        if not self.of_optimizer or not isinstance(self.holder, dict):
+        "Whether this is a number, or an optimizer's tuple of them, which may change between calls."
+        if not self.of_optimizer:
+            return self.turns and type(self.value) is float
+        if not isinstance(self.holder, dict):
             return False
         value = self.value if isinstance(self.value, tuple) else (self.value,)
         return bool(value) and all(type(number) in (int, float) for number in value)
@@ -129,6 +137,12 @@ class Slot:
             return f"{names(self.holder)}[{names(self.name)}]"
         return f"{names(self.holder)}.{self.name}"
 
+    def look(self, names):
+        "The same, or one that gives None where nothing is held any more."
+        if isinstance(self.holder, dict) and not self.of_optimizer:
+            return f"{names(self.holder)}.get({names(self.name)})"
+        return self.text(names)
+
 
 def _slots(*things):
     "All places where something is held, that can be reached from `things`."
@@ -143,9 +157,28 @@ def _slots(*things):
         for holder, name, value in _held(thing):
             if not of_gradient or name == "array":
                 kind = of_optimizer, of_gradient or name == "grad"
-                found.append(Slot(holder, name, value, *kind))
+                found.append(Slot(holder, name, value, *kind, _turns(thing, holder, name)))
                 waiting.append((value, *kind))
     return found
+
+
+_TURNED = {(Dropout, "p"), (CrossEntropyLoss, "label_smoothing")}
+_TURNED |= {(HuberLoss, "delta"), (SmoothL1Loss, "beta")}
+
+
+def _turns(thing, holder, name):
+    "Whether a float that `thing` holds is one that people turn: it has a name, and is the user's."
+    if not (isinstance(holder, CellType) or (isinstance(holder, dict) and type(name) is str)):
+        return False
+    if "__spec__" in holder if isinstance(holder, dict) else False:  # the names of a module
+        return _root(holder["__name__"]) not in sys.stdlib_module_names
+    maker = thing if isinstance(thing, FunctionType) else type(thing)
+    return _root(maker.__module__) != _PACKAGE or (maker, name) in _TURNED
+
+
+def _root(module):
+    "The first part of a module's name."
+    return str(module).partition(".")[0]
 
 # %% ../../nbs/76_slots.ipynb #267c2be8
 def _lifted(value, lift):
@@ -171,7 +204,7 @@ def _swap_in(tape, slots):
 
     for slot in slots:
         if slot.is_cell():
-            slot.cell = tape.cell(slot)
+            slot.cell = slot.get() if type(slot.get()) is Number else tape.cell(slot)  # met twice
             slot.set(slot.cell)
         elif slot.name == "grad" and isinstance(slot.value, Tensor):
             if slot.value.requires_grad:
@@ -224,6 +257,8 @@ def _check_numbers(entry):
         now = slot.get()
         if slot.is_cell():
             same = isinstance(now, Number) or now is slot.cell
+            if slot.turns and type(now) is float and now == slot.value:  # a replay needs not set it
+                same = slot.cell.tape.read(slot.cell) == now
         else:
             same = type(now) is type(slot.value) and now == slot.value
         if not same:
@@ -286,6 +321,7 @@ class _Schedules:
             if (now := slot.get()) is not slot.cell:  # the function has set it
                 self.tape.note(operator.setitem, (slot.holder, slot.name, now), {}, None)
             slot.set(self.tape.real(now))
+        turned = self._turned_back()
         self.__exit__()
         try:
             values = [(slot, slot.value) for slot in slots]
@@ -294,10 +330,26 @@ class _Schedules:
             step()
         finally:
             self.__enter__()
+            for slot, number in turned:
+                if slot.get() is not number.value:
+                    _refuse(f"a schedule that sets {slot.name!r}", "Let it set an optimizer's.")
+                slot.set(number)
         self.tape.note(step, (), {}, None)
         self.tape.steps[self.tape.instructions[-1]] = len(self.tape.numbers)
         for slot in slots:
             self._look_again(slot)
+
+    def _turned_back(self):
+        "Put values in the places of other Numbers; returns both."
+        found = []
+        for slot in (s for s in self.slots if s.turns and s.is_cell()):
+            if type(now := slot.get()) is Number:
+                if now is not slot.cell:
+                    put = operator.setitem if isinstance(slot.holder, dict) else setattr
+                    self.tape.note(put, (slot.holder, slot.name, now), {}, None)
+                slot.set(now.value)
+                found.append((slot, now))
+        return found
 
     def _look_again(self, slot):
         "A Number for what is now in `slot`. Raises CaptureError if something else has become one."

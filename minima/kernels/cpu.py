@@ -59,6 +59,7 @@ def compiled(
         except RuntimeError:  # there is no place where it could be kept
             loop = numba.njit(function, **how)
         loop._compile_for_args = partial(_unmet, loop, loop._compile_for_args)
+        loop.typeof_pyval = partial(_type_of, loop.typeof_pyval)
         return loop
 
     return decorate
@@ -66,10 +67,13 @@ def compiled(
 
 def _unmet(loop, compile_for, *args, **named):
     "What to call for `args` of new types: what is compiled now, or one of them that takes calls."
-    for a in args:
-        if hasattr(a, "call_loop"):
-            return partial(a.call_loop, loop)
-    return compile_for(*args, **named)
+    taking = [a for a in args if hasattr(a, "call_loop")]
+    return partial(taking[0].call_loop, loop) if taking else compile_for(*args, **named)
+
+
+def _type_of(typeof, a):
+    "numba's type of what it has not met; what takes calls has none, whatever it passes for."
+    return numba.types.pyobject if hasattr(a, "call_loop") else typeof(a)
 
 
 _loop = compiled("contract", "reassoc")
