@@ -49,7 +49,9 @@ def as_array(
                 f"a Tensor holds real numbers; got {data.dtype.name}: {data.reshape(-1)[:1]}"
             )
     if device is not None or dtype is not None:
-        data = Device(device or backend_of(data).device_of(data)).put(data, dtype)
+        here = backend_of(data).device_of(data)
+        there = here if device is None else Device(device)
+        data = (here if there == here else there).put(data, dtype)  # which knows its own arrays
     door = _door.get()
     return data if door is None or data.__class__ is not np.ndarray else door(data)
 

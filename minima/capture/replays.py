@@ -21,8 +21,8 @@ What always holds:
   and then sums and exponentials differ by a rounding;
 - what a plan depends on (shapes, dtypes, modes, which arrays, what a model is made of) is looked at
   before each replay; if it has changed, the function is run and recorded anew;
-- an optimizer's numbers (learning rate, steps) are looked up in each replay, and draws drawn; so are
-  the user's floats, a dropout's `p`, label smoothing, where they are no more than calculated with;
+- an optimizer's numbers (learning rate, steps) are looked up in each replay, and draws drawn; the
+  user's floats, a dropout's `p`, label smoothing are, too, where they are only calculated with;
 - schedules step in each replay, at their place; nothing else of theirs can be asked for inside;
 - a function that needs a value while it is recorded is refused with an error, and nothing changes.
 
@@ -43,14 +43,15 @@ import numpy as np
 
 from ..autograd import Tensor, is_grad_enabled, wrap
 from ..autograd.tape import _owner, read_through, wrote_into
-from ..backend import Kernels, get_default_dtype, received_by
+from ..backend import Kernels, _by_type, get_default_dtype, received_by
 from .fusion import can_fuse
 from .plan import AGAIN, Plan
-from .recorded import CaptureError, Number, Tape, _refuse
-from .recorder import _lifting, recorder
-from .slots import _check_numbers, _own_way, _same, _Schedules, _slots, _state
-from .slots import _swap_in, _swap_out
-from ..random import _drawing_from, _source
+from .recorded import CaptureError, Number, _refuse
+from .recorder import _apart, _check_inputs, _check_outputs, _lifting, _plainly
+from .recorder import _rest, Tape, recorder
+from .slots import _check_arrays, _check_numbers, _same, _Schedules
+from .slots import _slots, _state, _swap_in, _swap_out
+from ..random import Generator, _drawing_from, _source, default_generator
 from ..tensors import map_nest, map_tensors, tensors_in
 
 # %% ../../nbs/80_capture.ipynb #ee4fc2a3
@@ -60,7 +61,8 @@ class Replay(Plan):
     def __init__(self, captured, tape, inputs, outputs, entry, leaves, kept):
         numbers, tensors = inputs
         slots = _slots(captured.function)
-        held = {id(slot.value) for slot in slots}
+        held = {id(slot.value) for slot in slots if not slot.of_gradient}  # but those before:
+        held |= {id(slot.value) for slot in entry if slot.of_gradient}
         self.parameters = []
         for n, t in zip(numbers, tensors):
             new = id(t.array) not in held and n not in [m for m, _ in self.parameters]
@@ -92,10 +94,13 @@ class Replay(Plan):
             if slot.name == "grad" and isinstance(holder, Tensor):
                 before = grads.get(id(holder), value)
                 tests.append(f"({text} is None) is {before is None}")
+                is_new = before is not value and not isinstance(before, int)  # as in graphs
+                if is_new and before is not None and self._is_read(before.array):
+                    tests.append(f"{text}.array is {self.name(before.array)}")
                 if before is not None and before is value and steps:  # an optimizer looks at it
                     at_home = before.array is homes[id(holder)]
                     tests.append(f"({text}.array is {self.name(holder)}._home) is {at_home}")
-                if value is not None and id(value.array) in given:
+                if value is not None and not is_new and id(value.array) in given:
                     tests.append(f"{text}.array is {self.name(value.array)}")
             elif slot.of_gradient or slot.name == "_home":
                 pass
@@ -118,6 +123,12 @@ class Replay(Plan):
         size = f"sum(map(len, live)) == {len(known)}"
         return [f"if not ({' and '.join([size, held, *dict.fromkeys(tests)])}): return AGAIN"]
 
+    def _is_read(self, array):
+        "Whether the first instruction that knows the given `array` wants its numbers."
+        number = self.tape.given[id(array)]
+        i = next((i for i in self.instructions if number in i.refs()), None)
+        return i is not None and number in i.args[i.f is operator.setitem :]
+
     def _numbers(self, slots, leaves):
         "Lines that look numbers up, compute others, and draw; and, kept for the end, what is left."
         places = {(id(slot.holder), slot.name) for slot in slots if slot.is_cell()}
@@ -138,9 +149,14 @@ class Replay(Plan):
             elif not is_cell and (line.startswith("if ") or line.split(" ", 1)[0] in wanted):
                 lines.append(line)
                 wanted.update(re.findall(r"\bn\d+\b", line))
-        self.leaves = []
+        self.leaves, self.known["wrap"] = [], wrap
         for slot, value in leaves:
-            right = value.name if isinstance(value, Number) else self.name(value)
+            if isinstance(value, Number):
+                right = value.name
+            elif hasattr(slot, "number") and self.tape.roots[slot.number] in self.moving:
+                right = f"wrap({self.text(slot.number)})"
+            else:
+                right = self.name(value)
             self.leaves.append(f"{slot.text(self.name)} = {right}")
         draws = []
         for k, (generator, array) in enumerate(self.tape.draws):
@@ -304,11 +320,15 @@ class Captured:
             swapped = _swap_in(tape, entry)
             before = [(array, array.copy()) for array in _apart(tape.values)]
             recorder.tape = tape
+            held = [s.value for s in entry if isinstance(s.value, Generator)]
+            tape.watch([default_generator, *held])
             draw = partial(tape.draw, _source.get())
             with _Schedules(tape, entry), _drawing_from(draw), received_by(tape.put):
                 found = map_nest(_plainly, run())
                 tape.settle()
+                tape.check_states()
                 _check_numbers(entry)
+                _check_arrays(tape, entry, swapped, tensors_in(found))
                 _check_outputs(found)
             outputs = [tape.lift_any(t.array) for t in tensors_in(found)]
         except BaseException:
@@ -338,65 +358,13 @@ class Captured:
         self.plan, self.recordings = plan, self.recordings + 1
         return found
 
-# %% ../../nbs/80_capture.ipynb #1de922a7
-def _apart(arrays):
-    "Those of `arrays` that are not pieces of others, whose copy has their numbers, too."
-    found, spans = [], []
-    for array in sorted(arrays, key=lambda a: -a.nbytes):
-        low, high = np.lib.array_utils.byte_bounds(array)
-        if not any(start <= low and high <= end for start, end in spans):
-            found.append(array)
-            spans += [(low, high)] * array.flags.c_contiguous
-    return found
-
-
-def _rest(nest):
-    "What `nest` has besides Tensors, as text."
-
-    def told(leaf):
-        if isinstance(leaf, np.ndarray):
-            _refuse("an array as an argument", "Pass Tensors: minima.Tensor(array).")
-        return "a Tensor" if isinstance(leaf, Tensor) else leaf
-
-    return repr(map_nest(told, nest))
-
-
-def _check_inputs(tensors):
-    "Raise CaptureError if an argument is no plain array, or wants a gradient."
-    for t in tensors:
-        if t.requires_grad:
-            _refuse(
-                "an argument that requires a gradient",
-                "Arguments are data, another Tensor in each call: pass .detach(), or let "
-                "the function hold it, as it holds a model.",
-            )
-
-
-def _plainly(leaf):
-    "`leaf`; of a Number its value, on which the plan relies. Raises CaptureError if it is no setting."
-    if type(leaf) is not Number:
-        return leaf
-    if not leaf.is_setting:
-        _refuse("returning an optimizer's number", "Look it up outside.")
-    return leaf.tape.read(leaf)
-
-
-def _check_outputs(found):
-    "Raise CaptureError if what a function has returned is part of a graph, or a number."
-    for t in tensors_in(found):
-        if not t.is_leaf and t._edges is not None:
-            _refuse(
-                "returning a Tensor with its graph",
-                "Call backward() inside, return .detach(), or compute under no_grad().",
-            )
-    others = []
-    map_nest(lambda leaf: None if isinstance(leaf, _RETURNED) else others.append(leaf), found)
-    if others:
-        kind = type(others[0]).__name__
-        _refuse(f"returning a {kind}", "Return Tensors, or tuples, lists and dicts of them.")
-
-
-_RETURNED = (Tensor, str, bool, int, float, type(None))
+# %% ../../nbs/80_capture.ipynb #10b070df
+def _own_way(captured, tensors):
+    "What records the function of `captured`, if the backend of its arrays has a way of its own."
+    arrays = [t.array for t in tensors] + [slot.value for slot in _slots(captured.function)]
+    backends = (_by_type.get(type(a)) for a in arrays)
+    record = next((backend.record for backend in backends if backend), None)
+    return record and partial(record, captured)
 
 # %% ../../nbs/80_capture.ipynb #a8d0060e
 def capture(

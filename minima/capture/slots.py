@@ -13,8 +13,8 @@ A function reaches things by its closure, by global names, by its object if it i
 there by attributes, items, parameters and gradients. `_slots` finds these places. `_swap_in` puts
 recorded arrays there, `_swap_out` puts back what was there, and tells what has become of it.
 
-Floats in places with a name are looked up in each replay, so that they can be turned: an optimizer's,
-and all of the user's; of what else is made by minima, those in `_TURNED`.
+Floats in places with a name are looked up in each replay, so that they can be turned: an
+optimizer's, and all of the user's; of what else is made by minima, those in `_TURNED`.
 
 A schedule's numbers are its own: while a function is recorded, `_Schedules` lets it do nothing but
 step, which is written down as one call.
@@ -34,7 +34,7 @@ import numpy as np
 
 from ..autograd import Tensor, wrap
 from ..backend import Backend, Device, _by_type
-from .recorded import _PACKAGE, Number, Recorded, _again, _refuse
+from .recorded import _PACKAGE, Number, Recorded, Ref, _again, _refuse
 from ..nn import CrossEntropyLoss, Dropout, HuberLoss, SmoothL1Loss
 from ..optim import LRScheduler, Optimizer
 from ..random import Generator
@@ -146,10 +146,10 @@ class Slot:
 
 def _slots(*things):
     "All places where something is held, that can be reached from `things`."
-    found, seen = [], set()
+    found, seen, gradients = [], set(), []
     waiting = [(thing, False, False) for thing in reversed(things)]
-    while waiting:
-        thing, of_optimizer, of_gradient = waiting.pop()
+    while waiting or gradients:  # which come last: somebody else may hold them, too
+        thing, of_optimizer, of_gradient = (waiting or gradients).pop()
         if id(thing) in seen:
             continue
         seen.add(id(thing))
@@ -158,7 +158,7 @@ def _slots(*things):
             if not of_gradient or name == "array":
                 kind = of_optimizer, of_gradient or name == "grad"
                 found.append(Slot(holder, name, value, *kind, _turns(thing, holder, name)))
-                waiting.append((value, *kind))
+                (gradients if kind[1] else waiting).append((value, *kind))
     return found
 
 
@@ -245,12 +245,42 @@ def _swap_out(tape, entry, swapped, slots):
             slot.set(now.value)
         elif slot.name == "grad" and now is not gradients.get(id(slot.holder), now):
             leaves.append((slot, now))
+            if now is not None:
+                slot.number = tape.lift_any(now.array)
         elif (new := _lifted(now, lower)) is not now:
             slot.set(new)
         slot.value = slot.get()
     return leaves, kept
 
 # %% ../../nbs/76_slots.ipynb #db4fc6fb
+def _check_arrays(tape, entry, swapped, found):
+    "Raise CaptureError if arrays that were read were replaced: a replay would read the old ones."
+    read = {tape.roots[n] for i in tape.instructions for n in i.refs()}
+    read |= {tape.roots[t.array.number] for t in found if isinstance(t.array, Recorded)}
+    marks = {id(slot): mark for slot, mark in swapped}
+    for slot in entry:
+        now, mark = slot.get(), marks.get(id(slot))
+        if now is slot.value or now is mark or getattr(now, "number", -1) == mark:
+            continue
+        if slot.of_gradient or slot.name in ("grad", "_home"):
+            continue
+        gone = [mark] if isinstance(mark, Ref) else _inside(slot.value, mark, slot.of_optimizer)
+        if not read.isdisjoint(tape.roots[n] for n in gone):
+            holder, name = type(slot.holder).__name__, slot.name
+            _refuse(
+                f"replacing {f'the array of a {holder}' if name == 'array' else repr(name)}",
+                "It was read, and a replay would read the old one again. Write into it: "
+                "t.detach().copy_(new).",
+            )
+
+
+def _inside(value, mark, of_optimizer):
+    "The numbers of the recorded arrays in `value`, or in the tuple that it was swapped for."
+    is_nest = isinstance(value, Tensor if of_optimizer else Tensor | list | dict)
+    parts = mark or ([slot.get() for slot in _slots(value)] if is_nest else ())
+    return [a.number for a in parts if isinstance(a, Recorded)]
+
+
 def _check_numbers(entry):
     "Raise CaptureError if a number was changed in a way that no replay would repeat."
     for slot in (s for s in entry if type(s.value) in (int, float, bool) or s.is_cell()):
@@ -372,14 +402,6 @@ def _state(function):
             if isinstance(slot.value, Tensor):
                 state.append(slot.value.requires_grad)
     return state
-
-
-def _own_way(captured, tensors):
-    "What records the function of `captured`, if the backend of its arrays has a way of its own."
-    arrays = [t.array for t in tensors] + [slot.value for slot in _slots(captured.function)]
-    backends = (_by_type.get(type(a)) for a in arrays)
-    record = next((backend.record for backend in backends if backend), None)
-    return record and partial(record, captured)
 
 
 def _unheld(value):

@@ -17,10 +17,10 @@ here, too, by the same lines.
 What always holds:
 
 - the memory in which a graph works belongs to it, and so do the arrays of its arguments;
-- an optimizer's rates and counts, settings that people turn, and draws lie in the card's memory, and are
-  written there before each launch, as arguments of another one: nothing is copied, nobody waits;
-- a number that a kernel takes by value, such as the `p` of dropout, is part of the graph, which will do
-  while it is the same; read by a rule, without a kernel, it is looked up.
+- an optimizer's rates and counts, settings that people turn, and draws lie in the card's memory,
+  and are written there before each launch, as arguments of another one: nobody waits for a copy;
+- a number that a kernel takes by value, such as the `p` of dropout, is part of the graph, which
+  will do while it is the same; read by a rule, without a kernel, it is looked up.
 
 What is left out: gradients of the step before, which a captured function may not read; schedules
 inside; and nodes whose arguments are changed, which CuPy does not offer.
@@ -37,8 +37,9 @@ import numpy as np
 
 from ..autograd import Tensor
 from ..capture.plan import _WORDS
-from ..capture.recorded import CaptureError, Number, Tape, _refuse, _refuse_reading
-from ..capture.replays import Replay, _check_outputs, _plainly
+from ..capture.recorded import CaptureError, Number, _refuse, _refuse_reading
+from ..capture.recorder import Tape, _check_outputs, _plainly
+from ..capture.replays import Replay
 from ..capture.slots import _Schedules, _slots
 from ..random import _drawing_from, _source
 from ..tensors import map_nest, map_tensors, tensors_in, wrap
