@@ -68,6 +68,8 @@ class Loop:
         for a, out, role in run.sums:
             self.stored[_memory(self.values[out])] = out
             self._sum(a, self._argument(out), role)
+        self.text = self._text()
+        del self.values  # arrays, which the loop of a plan need not hold
 
     def _new(self, stem, text, lines):
         "A new name for the expression `text`, given in one of `lines`."
@@ -150,8 +152,7 @@ class Loop:
         names = [i.f.__name__.strip("_").replace("reduce", "sum") for i in self.members]
         return "fused_" + "_to_".join(dict.fromkeys((names[0], names[-1])))
 
-    @property
-    def text(self):
+    def _text(self):
         "The function as text."
         marked = [self._mark(a) for a in self.args]
         lines = [f"def {self.name}({', '.join(marked)}):"]

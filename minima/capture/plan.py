@@ -29,7 +29,8 @@ import numpy as np
 
 from ..backend import numpy_backend
 from .fusion import fuse
-from .recorded import _ALLOCATING, Number, Ref, _again
+from .recorded import _ALLOCATING, Number, Ref
+from .recorder import _again
 
 # %% ../../nbs/79_plan.ipynb #5411971b
 # ---- the plan ----
@@ -55,6 +56,7 @@ class Plan:
         kept,  # numbers of other arrays that somebody holds from now on
         check,  # whether to fill memory with NaN as soon as its numbers are not needed any more
         fuses=False,  # whether runs of calls become compiled loops
+        pool=None,  # a list of blocks of memory that are free to use, to which new ones are added
     ):
         self.tape, self.inputs, self.outputs, self.check = tape, inputs, outputs, check
         roots = tape.roots
@@ -70,7 +72,7 @@ class Plan:
             instructions, self.fused = fuse(self.instructions, tape, self.stay)
             self._drop_dead(instructions)
         self._find_last()
-        self._lay_out()
+        self._lay_out([] if pool is None else pool)
 
     def _is_view(self, i):
         "Whether instruction `i` makes a view of another array."
@@ -84,9 +86,7 @@ class Plan:
             made = i.writes or {i.out} - {None}
             if made and wanted.isdisjoint(roots[n] for n in made):
                 continue
-            if not (
-                i.writes or i.out is None or len(refs) > 1 or i.numbers() or i.f in _ALLOCATING
-            ):
+            if i.is_constant():
                 self.stay.add(i.out)  # its value will do, unless it is written into
                 if i.out not in self.written:
                     continue
@@ -100,11 +100,11 @@ class Plan:
         for at, i in enumerate(self.instructions):
             self.last.update((self.tape.roots[n], at) for n in i.refs())
 
-    def _lay_out(self):
+    def _lay_out(self, pool):
         "Give arrays their memory, and free it for others when they are not needed any more."
-        tape, free, blocks = self.tape, [], {}
+        tape, free, blocks = self.tape, [*pool], {}
         self.arrays = {n: _again(tape.values[n]) for n in self.stay}
-        self.peak, self.freed = 0, {}
+        self.freed = {}
         for at, i in enumerate(self.instructions):
             value = None if i.out is None else tape.values[i.out]
             if self._is_view(i):
@@ -116,13 +116,14 @@ class Plan:
                 fits = sorted((b for b in free if b.nbytes >= value.nbytes), key=lambda b: b.nbytes)
                 block = fits[0] if fits else np.empty(-(-value.nbytes // 64) * 64 + 64, np.uint8)
                 free = [b for b in free if b is not block]
-                self.peak += 0 if fits else block.nbytes
+                pool += [block] * (not fits)
                 blocks[i.out] = block
                 strides = np.empty_like(value).strides
                 self.arrays[i.out] = np.ndarray(value.shape, value.dtype, block, 0, strides)
             done = [n for n in {tape.roots[n] for n in i.refs()} if self.last[n] == at]
             self.freed[at] = [n for n in done if n in blocks]
             free += [blocks[n] for n in self.freed[at]]
+        self.peak = sum({id(b): b.nbytes for b in blocks.values()}.values())
 
     def _with(self, a):
         "`a` with arrays in place of their numbers."

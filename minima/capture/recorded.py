@@ -22,10 +22,9 @@ where.
 import linecache
 import operator
 import sys
+from mmap import mmap
 
 import numpy as np
-
-from ..optim import LRScheduler, Optimizer
 
 # %% ../../nbs/74_recorded.ipynb #44dce51a
 # ---- errors ----
@@ -130,10 +129,9 @@ class Number:
     def __cupy_get_ndarray__(self):  # what CuPy asks for where a number meets an array
         return self.tape.array(self)
 
-    __index__, __pos__ = __int__, lambda self: self
+    __index__, __pos__, __str__ = __int__, lambda self: self, lambda self: format(self, "")
     __divmod__ = lambda self, other: (self // other, self % other)
     __rdivmod__ = lambda self, other: (other // self, other % self)
-    __str__ = lambda self: format(self, "")
 
 # %% ../../nbs/74_recorded.ipynb #445b35eb
 def _arithmetic(symbol, compute, swapped=False, compares=False):
@@ -174,6 +172,10 @@ class Recorded:
 
     def __init__(self, tape, number):
         self.tape, self.number = tape, number
+        tape.hold(number)
+
+    def __del__(self):
+        self.tape.let_go(self.number)
 
     value = property(lambda self: self.tape.value(self.number), doc="The array, as it is now.")
     T = property(lambda self: self.tape.call(np.transpose, self), doc="The axes reversed.")
@@ -186,9 +188,7 @@ class Recorded:
         "A copy with another dtype, or order in memory."
         return self.tape.call(np.array, self, dtype=dtype, order=order)
 
-    def call_loop(self, loop, *args):
-        "Call a compiled loop, and write that down."
-        return self.tape.call_loop(loop, args)
+    call_loop = Number.call_loop
 
     def __len__(self):
         return len(self.value)
@@ -284,31 +284,51 @@ class Instruction:
                 waiting.extend(a)
         return found
 
+    def is_constant(self):
+        "Whether it makes an array that depends on nothing."
+        alone = not self.writes and self.out is not None and len(self.refs()) == 1
+        return alone and not self.numbers() and self.f not in _ALLOCATING
+
     def numbers(self):
         "The Numbers that are handed over."
         return [a for a in (*self.args, *self.settings.values()) if isinstance(a, Number)]
 
 
-_ALLOCATING = (np.empty, np.empty_like)
+_ALLOCATING = (np.empty, np.empty_like)  # with nothing in them
 _LIKE = (np.empty_like, np.zeros_like, np.ones_like, np.full_like)
 
+# %% ../../nbs/74_recorded.ipynb #dbeeae46
+class _Shadows:
+    "Arrays of memory that is never touched, and takes no room: all but their numbers."
+
+    def __init__(self):
+        self.room, self.at = bytearray(1), 0
+
+    def of(self, arrays):
+        "Shadows of `arrays`, which are views of the first, and lie to each other as these do."
+        if not isinstance(arrays[0], np.ndarray):
+            return [None] * len(arrays)
+        low, high = np.lib.array_utils.byte_bounds(arrays[0])
+        if self.at + high - low > len(self.room):
+            self.room, self.at = mmap(-1, max(high - low, 1 << 24)), 0
+        start, self.at = self.at - low, self.at + -(-(high - low) // 64) * 64
+        return [
+            np.ndarray(a.shape, a.dtype, self.room, start + a.ctypes.data, a.strides)
+            for a in arrays
+        ]
+
 # %% ../../nbs/74_recorded.ipynb #ecb1fad2
-def _listed(key):
-    "What indices there are in the `key` of an array."
-    return key if isinstance(key, tuple) else (key,)
-
-
 class Notes:
     "What was done: instructions, the arrays in them by number, and lines that compute numbers."
 
     def __init__(self):
         self.values, self.roots, self.instructions = [], [], []
+        self.holders, self.views, self.shadows = [], {}, _Shadows()  # by number, of roots
         self.given, self.owners = {}, []  # arrays from outside: their numbers by id; and they
-        self.constants = {}  # arrays that depend on nothing
+        self.before = {}  # what was in those that were written into, in that order
         self.numbers, self.known = [], {}  # lines, and the Numbers that they make, by expression
         self.steps = {}  # of schedules: how many lines there were before, by instruction
         self.made = set()  # ids of arrays that the function has made with NumPy
-        self.quiet = False  # whether floating-point warnings were switched off somewhere
 
     def value(self, n):
         "The array number `n`, while the recording lasts."
@@ -324,18 +344,41 @@ class Notes:
 
     def new(self, value, root=None):
         "The array `value`, of its own or as a view of number `root`, as a Recorded."
+        n = Ref(len(self.values))
         self.values.append(value)
-        self.roots.append(len(self.values) - 1 if root is None else self.roots[root])
-        return Recorded(self, Ref(len(self.values) - 1))
+        self.roots.append(n if root is None else self.roots[root])
+        self.holders.append(0)
+        self.views.setdefault(self.roots[n], []).append(n)
+        return Recorded(self, n)
 
-    def lift_any(self, array):
-        "The number of `array`, recorded or not."
-        return array.number if isinstance(array, Recorded) else self.lift(array).number
+    def hold(self, n):
+        "Keep the numbers in array `n`, and in those that share its memory."
+        self.holders[self.roots[n]] += 1
+
+    def let_go(self, n):
+        "The opposite; when nobody holds them any more, a shadow is left."
+        if self.values is None or self.holders is None:
+            return
+        root = self.roots[n]
+        self.holders[root] -= 1
+        if not self.holders[root] and root in self.views:
+            arrays = [self.values[view] for view in self.views[root]]
+            for view, shadow in zip(self.views.pop(root), self.shadows.of(arrays)):
+                self.values[view] = shadow
+
+    def save(self, arrays):
+        "Remember what is in those of `arrays` that are from outside, before they are written into."
+        for root in (self.roots[a.number] for a in arrays):
+            array = self.values[root]
+            if id(array) in self.given and root not in self.before:
+                self.before[root] = array, array.copy()
 
     def lift(self, array):
         "A NumPy array from outside as a Recorded."
         if id(array) not in self.given:
-            self.given[id(array)] = self.new(array).number
+            new = self.new(array)
+            self.given[id(array)] = new.number
+            self.hold(new.number)
             self.owners.append(array)
         return Recorded(self, self.given[id(array)])
 
@@ -360,18 +403,6 @@ class Notes:
         self.leave_if(f"{number.name} != {number.value!r}")
         return number.value
 
-    def cell(self, slot):
-        "A Number that is looked up in `slot`; a tuple of them, for a tuple."
-        if isinstance(slot.value, tuple):
-            return tuple(self._cell(slot, n, f"[{i}]") for i, n in enumerate(slot.value))
-        return self._cell(slot, slot.value, "")
-
-    def _cell(self, slot, value, item):
-        "A Number that is looked up in `slot`, or as an `item` of what is there."
-        name = f"n{len(self.numbers)}"
-        self.numbers.append((name, slot, item, type(value).__name__))
-        return Number(self, value, name, not slot.of_optimizer)
-
     # ---- what is done ----
 
     def real(self, a):
@@ -391,8 +422,9 @@ class Notes:
     def call(self, f, *args, out=None, **settings):
         "The value of `f`, written down; in the array `out`, if that is given."
         into = {} if out is None else {"out": self.real(out)}
+        self.save([] if out is None else [out])
         value = f(*self.real(args), **self.real_settings(settings), **into)
-        if f in _BY_VALUE or (f is operator.getitem and any(map(self._varies, _listed(args[1])))):
+        if f in _BY_VALUE or (f is operator.getitem and self._varies(args[1])):
             _refuse_shape("picking by a mask" if f is operator.getitem else f.__name__)
         if not isinstance(value, np.ndarray | np.generic):
             if isinstance(value, tuple | list) and any(isinstance(v, np.ndarray) for v in value):
@@ -401,7 +433,6 @@ class Notes:
         for a in args:
             if isinstance(a, Recorded) and value is a.value and out is None:
                 return a
-        self.quiet = self.quiet or "ignore" in np.geterr().values()
         if out is not None:
             self.note(f, args, settings, out.number, [out])
             return out
@@ -416,6 +447,8 @@ class Notes:
 
     def _varies(self, index):
         "Whether an index is a mask, of which a replay may have another one."
+        if isinstance(index, tuple):
+            return any(map(self._varies, index))
         if not isinstance(index, Recorded) or index.dtype != bool:
             return False
         return id(self.values[self.roots[index.number]]) not in self.made
@@ -424,18 +457,9 @@ class Notes:
         "`settings` with values in place of all that is recorded."
         return {name: self.real(a) for name, a in settings.items()}
 
-    def write(self, f, array, *args):
-        "`f(array, *args)`, which writes into `array`."
-        f(array.value, *self.real(args))
-        self.note(f, (array, *args), {}, array.number, [array])
-
-    def call_loop(self, loop, args):
-        "Call a compiled loop, which writes into those of `args` that it has marked."
-        loop(*self.real(args))
-        marks = loop.py_func.__annotations__
-        given = zip(loop.py_func.__code__.co_varnames, args)
-        writes = [a for name, a in given if name in marks and isinstance(a, Recorded)]
-        self.note(loop, args, {}, None, writes)
+    def where(self):
+        "What is at work, in words."
+        return ""
 
     def note(self, f, args, settings, out, writes=()):
         "Write down an instruction."
@@ -443,33 +467,7 @@ class Notes:
         if any(id(self.values[self.roots[n]]) in self.made for n in writes):
             _refuse_writing("writing into an array that is made inside, of numbers,")
         args, settings = self.ref(args), {name: self.ref(a) for name, a in settings.items()}
-        self.instructions.append(Instruction(f, args, settings, out, writes, _where()))
-
-# %% ../../nbs/74_recorded.ipynb #87d2f710
-def _again(array):
-    "The same memory as another array, which does not count as a holder of the first."
-    if not isinstance(getattr(array, "base", None), bytearray):
-        return array
-    start = array.ctypes.data - np.frombuffer(array.base, np.uint8).ctypes.data
-    return np.ndarray(array.shape, array.dtype, array.base, start, array.strides)
-
-
-def _where():
-    "What is at work: a module by its path, the walk back through an operation, an optimizer."
-    frame, modules = sys._getframe(2), []
-    while frame:
-        name, here = frame.f_code.co_name, frame.f_locals
-        thing = here.get("self")
-        if name == "_walk_back" and "t" in here:
-            return f"back through {here['t']._rule.__name__.strip('_')}"
-        if isinstance(thing, Optimizer | LRScheduler):
-            return type(thing).__name__
-        if name == "__call__" and getattr(type(thing), "role", None) == "module":
-            modules.append(thing)
-        if name == "_record":
-            break
-        frame = frame.f_back
-    if not modules:
-        return ""
-    paths = (path for path, module in modules[-1].named_modules() if module is modules[0])
-    return f"{next(paths, '')} {type(modules[0]).__name__}".strip()
+        i = Instruction(f, args, settings, out, writes, self.where())
+        self.instructions.append(i)
+        if i.is_constant():
+            self.hold(out)

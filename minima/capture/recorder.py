@@ -18,6 +18,7 @@ What is left out: operations with two values in one kernel.
 """
 
 # %% ../../nbs/75_recorder.ipynb #dfe21dd9
+import sys
 from functools import partial
 from threading import get_ident
 from types import ModuleType
@@ -28,6 +29,7 @@ from ..autograd import Tensor
 from ..backend import Backend, Device, _by_type, numpy_backend
 from .recorded import CaptureError, Notes, Number, Recorded
 from .recorded import _outside, _refuse, _refuse_reading
+from ..optim import LRScheduler, Optimizer
 from ..tensors import map_nest, tensors_in
 
 # %% ../../nbs/75_recorder.ipynb #f0e10edf
@@ -41,6 +43,43 @@ class Tape(Notes):
         super().__init__()
         self.draws, self.pending, self.drawn = [], [], {}  # drawn: the arrays of draws, by value
         self.states = {}  # of generators, before their first draw
+
+    def cell(self, slot):
+        "A Number that is looked up in `slot`; a tuple of them, for a tuple."
+        if isinstance(slot.value, tuple):
+            return tuple(self._cell(slot, n, f"[{i}]") for i, n in enumerate(slot.value))
+        return self._cell(slot, slot.value, "")
+
+    def _cell(self, slot, value, item):
+        "A Number that is looked up in `slot`, or as an `item` of what is there."
+        name = f"n{len(self.numbers)}"
+        self.numbers.append((name, slot, item, type(value).__name__))
+        return Number(self, value, name, not slot.of_optimizer)
+
+    def lift_any(self, array):
+        "The number of `array`, recorded or not."
+        return array.number if isinstance(array, Recorded) else self.lift(array).number
+
+    def write(self, f, array, *args):
+        "`f(array, *args)`, which writes into `array`."
+        self.save([array])
+        f(array.value, *self.real(args))
+        self.note(f, (array, *args), {}, array.number, [array])
+
+    def call_loop(self, loop, args):
+        "Call a compiled loop, which writes into those of `args` that it has marked."
+        marks = loop.py_func.__annotations__
+        given = zip(loop.py_func.__code__.co_varnames, args)
+        writes = [a for name, a in given if name in marks and isinstance(a, Recorded)]
+        self.save(writes)
+        loop(*self.real(args))
+        self.note(loop, args, {}, None, writes)
+
+    def where(self):
+        "What is at work: a module, the walk back through an operation, an optimizer."
+        return _at_work_on()
+
+    # ---- chance ----
 
     def draw(self, source, generator):
         "A draw of `generator`, which is waiting for the array that it becomes, if it is none yet."
@@ -139,6 +178,35 @@ def _reduction(ufunc):
 
 _Namespace.sum, _Namespace.max = _reduction(np.add), _reduction(np.maximum)
 _Namespace.min = _reduction(np.minimum)
+
+
+def _at_work_on():
+    "What is at work: a module by its path, the walk back through an operation, an optimizer."
+    frame, modules = sys._getframe(1), []
+    while frame:
+        name, here = frame.f_code.co_name, frame.f_locals
+        thing = here.get("self")
+        if name == "_walk_back" and "t" in here:
+            return f"back through {here['t']._rule.__name__.strip('_')}"
+        if isinstance(thing, Optimizer | LRScheduler):
+            return type(thing).__name__
+        if name == "__call__" and getattr(type(thing), "role", None) == "module":
+            modules.append(thing)
+        if name == "_record":
+            break
+        frame = frame.f_back
+    if not modules:
+        return ""
+    paths = (path for path, module in modules[-1].named_modules() if module is modules[0])
+    return f"{next(paths, '')} {type(modules[0]).__name__}".strip()
+
+
+def _again(array):
+    "The same memory as another array, which does not count as a holder of the first."
+    if not isinstance(getattr(array, "base", None), bytearray):
+        return array
+    start = array.ctypes.data - np.frombuffer(array.base, np.uint8).ctypes.data
+    return np.ndarray(array.shape, array.dtype, array.base, start, array.strides)
 
 # %% ../../nbs/75_recorder.ipynb #f3886280
 class _Here(Device):
@@ -243,17 +311,6 @@ def _lifting(tape):
 
 # %% ../../nbs/75_recorder.ipynb #3ee21310
 # ---- arguments and results ----
-
-
-def _apart(arrays):
-    "Those of `arrays` that are not pieces of others, whose copy has their numbers, too."
-    found, spans = [], []
-    for array in sorted(arrays, key=lambda a: -a.nbytes):
-        low, high = np.lib.array_utils.byte_bounds(array)
-        if not any(start <= low and high <= end for start, end in spans):
-            found.append(array)
-            spans += [(low, high)] * array.flags.c_contiguous
-    return found
 
 
 def _rest(nest):

@@ -47,7 +47,7 @@ from ..backend import Kernels, _by_type, get_default_dtype, received_by
 from .fusion import can_fuse
 from .plan import AGAIN, Plan
 from .recorded import CaptureError, Number, _refuse
-from .recorder import _apart, _check_inputs, _check_outputs, _lifting, _plainly
+from .recorder import _check_inputs, _check_outputs, _lifting, _plainly
 from .recorder import _rest, Tape, recorder
 from .slots import _check_arrays, _check_numbers, _same, _Schedules
 from .slots import _slots, _state, _swap_in, _swap_out
@@ -68,7 +68,9 @@ class Replay(Plan):
             new = id(t.array) not in held and n not in [m for m, _ in self.parameters]
             self.parameters.append((n, new))
         moving = [n for n, new in self.parameters if new]
-        super().__init__(tape, moving, outputs[0], kept, captured.check, captured.fuses())
+        super().__init__(
+            tape, moving, outputs[0], kept, captured.check, captured.fuses(), captured.pool
+        )
         self.shape = map_tensors(lambda t: wrap(np.zeros(0)), outputs[1])
         self.write([*self._looks(slots, entry), *self._numbers(slots, leaves)], self._ends(slots))
         tape.close()
@@ -243,7 +245,7 @@ class Captured:
         fuse,  # whether calls become compiled loops; None where there is a compiler
     ):
         self.function, self.fallback, self.check, self.keep = function, fallback, check, keep
-        self.fuse = fuse
+        self.fuse, self.pool = fuse, []  # memory in which all plans work, one after the other
         self.plans, self.warm, self.recordings, self.plan = {}, {}, 0, None
         self.refused = None  # or why it runs as it is
         update_wrapper(self, function)
@@ -313,12 +315,11 @@ class Captured:
 
     def _record(self, tensors, run):
         "Run the function on recorded arrays; returns what a plan is made of."
-        tape, entry, before = Tape(), _slots(self.function, *tensors), []
+        tape, entry = Tape(), _slots(self.function, *tensors)
         watching = read_through(_lifting(tape))
         try:
             inputs = [tape.lift(t.array).number for t in tensors]
             swapped = _swap_in(tape, entry)
-            before = [(array, array.copy()) for array in _apart(tape.values)]
             recorder.tape = tape
             held = [s.value for s in entry if isinstance(s.value, Generator)]
             tape.watch([default_generator, *held])
@@ -332,7 +333,7 @@ class Captured:
                 _check_outputs(found)
             outputs = [tape.lift_any(t.array) for t in tensors_in(found)]
         except BaseException:
-            for array, numbers in before:
+            for array, numbers in reversed(tape.before.values()):
                 array[...] = numbers
             for generator, state in tape.states.items():
                 generator.set_state(state)
@@ -343,6 +344,7 @@ class Captured:
         finally:
             read_through(watching)
             recorder.tape = None
+        tape.before.clear()  # it went well
         leaves, kept = _swap_out(tape, entry, swapped, _slots(self.function, *tensors))
         return tape, (inputs, tensors), (outputs, found), entry, leaves, kept
 

@@ -34,7 +34,8 @@ import numpy as np
 
 from ..autograd import Tensor, wrap
 from ..backend import Backend, Device, _by_type
-from .recorded import _PACKAGE, Number, Recorded, Ref, _again, _refuse
+from .recorded import _PACKAGE, Number, Recorded, Ref, _refuse
+from .recorder import _again
 from ..nn import CrossEntropyLoss, Dropout, HuberLoss, SmoothL1Loss
 from ..optim import LRScheduler, Optimizer
 from ..random import Generator
@@ -168,17 +169,13 @@ _TURNED |= {(HuberLoss, "delta"), (SmoothL1Loss, "beta")}
 
 def _turns(thing, holder, name):
     "Whether a float that `thing` holds is one that people turn: it has a name, and is the user's."
-    if not (isinstance(holder, CellType) or (isinstance(holder, dict) and type(name) is str)):
-        return False
-    if "__spec__" in holder if isinstance(holder, dict) else False:  # the names of a module
-        return _root(holder["__name__"]) not in sys.stdlib_module_names
+    of_dict = isinstance(holder, dict) and type(name) is str
+    if of_dict and "__spec__" in holder:  # the names of a module
+        return holder["__name__"].partition(".")[0] not in sys.stdlib_module_names
     maker = thing if isinstance(thing, FunctionType) else type(thing)
-    return _root(maker.__module__) != _PACKAGE or (maker, name) in _TURNED
-
-
-def _root(module):
-    "The first part of a module's name."
-    return str(module).partition(".")[0]
+    home = (maker.__module__ or "").partition(".")[0]
+    is_theirs = home != _PACKAGE or (maker, name) in _TURNED
+    return is_theirs and (of_dict or isinstance(holder, CellType))
 
 # %% ../../nbs/76_slots.ipynb #267c2be8
 def _lifted(value, lift):
@@ -233,6 +230,7 @@ def _swap_out(tape, entry, swapped, slots):
     def lower(a):
         if isinstance(a, Recorded):
             kept.append(a.number)
+            tape.hold(a.number)
             a = _again(tape.values[a.number])
         return a
 
