@@ -27,7 +27,7 @@ import os
 import warnings
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import lru_cache, wraps
 from importlib import import_module
 from itertools import accumulate
 from types import SimpleNamespace
@@ -389,9 +389,13 @@ class Device(str):
         cls,
         name="cpu",  # a name, or a Device
     ):
-        if isinstance(name, Device):
-            return name
-        kind, colon, index = str(name).partition(":")
+        return name if isinstance(name, Device) else cls._named(str(name))
+
+    @classmethod
+    @lru_cache(maxsize=256)
+    def _named(cls, name):
+        "The Device of this name, of which one object is enough."
+        kind, colon, index = name.partition(":")
         if not kind or (colon and not index.isdecimal()):
             raise RuntimeError(f"a device is named like 'cpu' or 'cuda:1'; got {name!r}")
         number = int(index or 0)
@@ -410,9 +414,10 @@ class Device(str):
 
     def put(self, data, dtype=None):
         "`data` (a number, a list or an array of any library) as an array on this device."
-        home = None if isinstance(data, self.backend.array_type) else _find(type(data))
+        here = self.backend
+        home = None if isinstance(data, here.array_type) else _find(type(data))
         data = data if home is None else home.to_numpy(data)
-        return self.backend.asarray(data, as_dtype(dtype), self.index)
+        return here.asarray(data, as_dtype(dtype), self.index)
 
 
 def cpu():

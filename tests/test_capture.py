@@ -845,7 +845,7 @@ OTHERS = {
     "a method": (lambda loss: loss.array.mean(), "'mean' of an array"),
     "into NumPy's": (lambda loss: np.ones(()).__iadd__(loss.array), "into an array of NumPy's"),
     "into zeros": (lambda loss: mi.zeros(3).__setitem__(0, loss.detach()), "made inside"),
-    "normal": (lambda loss: mi.randn(3), "drawing random numbers"),
+    "NumPy's": (lambda loss: mi.random.default_generator.numpy(), "drawing random numbers"),
     "an order": (lambda loss: mi.random.default_generator.permutation(3), "drawing random numbers"),
 }
 REFUSED = {name: (read, "reading a value") for name, read in READING.items()} | OTHERS

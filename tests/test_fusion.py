@@ -32,7 +32,7 @@ numba = pytest.importorskip("numba", reason="numba is not installed, so nothing 
 
 from minima.capture import fusion, runs
 from minima.capture.plan import Plan
-from minima.capture.recorder import Tape
+from minima.capture.tape import Tape
 from minima.capture.recorder import recorder
 
 FLOATS = ["float32", "float64"]

@@ -25,6 +25,7 @@ What is left out: forward mode, for which `functional.jvp` walks back twice.
 """
 
 # %% ../../nbs/03_reverse.ipynb #df4e0e39
+from functools import lru_cache
 from operator import attrgetter
 from sys import getrefcount
 
@@ -122,13 +123,16 @@ def _walk_back(
 def _pulled(pull, g, leaf):
     "What `pull` makes of `g` for a leaf; in the home of its gradient, if it fits and is free."
     home, like = leaf._home, leaf.array
-    if home.shape != like.shape or home.dtype is not like.dtype:
-        return pull(g)
-    code = getattr(pull, "__code__", None)
-    if code is None or code.co_argcount != 2 or code.co_varnames[1] != "out":
-        return pull(g)
     is_free = leaf.grad is None and getrefcount(home) == _AT_HOME  # a gradient may lie in it
-    return pull(g, home) if is_free else pull(g)
+    if not is_free or home.shape != like.shape or home.dtype is not like.dtype:
+        return pull(g)
+    return pull(g, home) if _writes_out(getattr(pull, "__code__", None)) else pull(g)
+
+
+@lru_cache(maxsize=256)
+def _writes_out(code):
+    "Whether a function with this `code` takes a second argument, `out`."
+    return code is not None and code.co_varnames[1 : code.co_argcount] == ("out",)
 
 
 def _read_again(t):

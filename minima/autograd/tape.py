@@ -154,7 +154,7 @@ def op(
                     wanted = True
             else:
                 arrays.append(a)
-                foreign = foreign or a is not None
+                foreign = foreign or not (a is None or a.__class__ is like.__class__)
         if like is None:
             if not args:
                 raise TypeError(f"{rule.__name__} needs at least one array")

@@ -23,6 +23,8 @@ What is left out: changing the order of calls.
 
 # %% ../../nbs/79_plan.ipynb #782fd080
 import operator
+import re
+from bisect import bisect_right
 from functools import partial
 
 import numpy as np
@@ -30,7 +32,8 @@ import numpy as np
 from ..backend import numpy_backend
 from .fusion import fuse
 from .recorded import _ALLOCATING, Number, Ref
-from .recorder import _again
+from .recorder import _refuse_late
+from .tape import _again
 
 # %% ../../nbs/79_plan.ipynb #5411971b
 # ---- the plan ----
@@ -202,6 +205,20 @@ class Plan:
         if view or i.out in self.moving or not isinstance(value, np.ndarray):
             return f"t{i.out} = {call}"
         return f"{self.text(i.out)}[...] = {call}"
+
+    def _in_time(self, lines):
+        "`lines`, with numbers as they are; those that a schedule's step may change follow it, too."
+        steps, parts = [*self.tape.steps.values()], [[] for _ in [None, *self.tape.steps]]
+        cells = (line for line in enumerate(self.tape.numbers) if isinstance(line[1], tuple))
+        part = {cell[0]: bisect_right(steps, at) for at, cell in cells}
+        for line in lines:
+            names = re.findall(r"\bn\d+\b", line)
+            last = max((part.get(name, 0) for name in names), default=0)
+            part.update({name: last for name in names[:1] if name not in part})
+            parts[last].append(line.replace("return AGAIN", "too_late()") if last else line)
+        self.later = dict(zip(self.tape.steps, parts[1:]))
+        self.known["too_late"] = _refuse_late
+        return lines
 
     def write(self, head, tail):
         "Make the function: lines `head`, the instructions, lines `tail`."

@@ -35,7 +35,7 @@ is run or recorded, not when it is replayed; one that counts is refused.
 import operator
 import re
 import warnings
-from bisect import bisect_right
+from collections import Counter
 from functools import partial, update_wrapper
 from itertools import chain
 
@@ -43,14 +43,16 @@ import numpy as np
 
 from ..autograd import Tensor, is_grad_enabled, wrap
 from ..autograd.tape import _owner, read_through, wrote_into
-from ..backend import Kernels, _by_type, get_default_dtype, received_by
+from ..backend import Kernels, get_default_dtype, received_by
 from .fusion import can_fuse
 from .plan import AGAIN, Plan
-from .recorded import CaptureError, Number, _refuse
-from .recorder import _check_inputs, _check_outputs, _lifting, _plainly
-from .recorder import _rest, Tape, recorder
-from .slots import _check_arrays, _check_numbers, _same, _Schedules
-from .slots import _slots, _state, _swap_in, _swap_out
+from .recorded import CaptureError, Number
+from .recorder import Decision, _answering, _check_inputs, _check_outputs
+from .recorder import _check_states, _Gradients, _lifting, _plainly, _rest
+from .recorder import _check_numbers, _is_empty, _names_all, recorder
+from .slots import _check_arrays, _has_begun
+from .slots import _own_way, _same, _Schedules, _slots, _state, _swap_in, _swap_out
+from .tape import Tape
 from ..random import Generator, _drawing_from, _source, default_generator
 from ..tensors import map_nest, map_tensors, tensors_in
 
@@ -89,20 +91,21 @@ class Replay(Plan):
         turned = [h for h in turned if isinstance(h, dict) and not _names_all(h)]
         tests += [f"len({self.name(holder)}) == {len(holder)}" for holder in turned]
         plain = {id(s.value): s.value for s in slots if _is_empty(s.value)}
+        forgotten = self.tape.forgotten
         for slot in slots:
             holder, value, text = slot.holder, slot.value, slot.look(self.name)
             if isinstance(value, Tensor) and not slot.of_gradient:
                 tests.append(f"{self.name(value)}.requires_grad is {value.requires_grad}")
-            if slot.name == "grad" and isinstance(holder, Tensor):
+            if slot.name == "grad" and isinstance(holder, Tensor) and id(holder) not in forgotten:
                 before = grads.get(id(holder), value)
                 tests.append(f"({text} is None) is {before is None}")
-                is_new = before is not value and not isinstance(before, int)  # as in graphs
-                if is_new and before is not None and self._is_read(before.array):
+                if isinstance(before, Tensor) and before is not value and self._is_read(before):
                     tests.append(f"{text}.array is {self.name(before.array)}")
                 if before is not None and before is value and steps:  # an optimizer looks at it
                     at_home = before.array is homes[id(holder)]
                     tests.append(f"({text}.array is {self.name(holder)}._home) is {at_home}")
-                if value is not None and not is_new and id(value.array) in given:
+                old = before is value or type(before) is int  # as graphs remember it
+                if value is not None and old and id(value.array) in given:
                     tests.append(f"{text}.array is {self.name(value.array)}")
             elif slot.of_gradient or slot.name == "_home":
                 pass
@@ -125,9 +128,9 @@ class Replay(Plan):
         size = f"sum(map(len, live)) == {len(known)}"
         return [f"if not ({' and '.join([size, held, *dict.fromkeys(tests)])}): return AGAIN"]
 
-    def _is_read(self, array):
-        "Whether the first instruction that knows the given `array` wants its numbers."
-        number = self.tape.given[id(array)]
+    def _is_read(self, gradient):
+        "Whether the first instruction that knows the `gradient` of before wants its numbers."
+        number = self.tape.given[id(gradient.array)]
         i = next((i for i in self.instructions if number in i.refs()), None)
         return i is not None and number in i.args[i.f is operator.setitem :]
 
@@ -155,30 +158,26 @@ class Replay(Plan):
         for slot, value in leaves:
             if isinstance(value, Number):
                 right = value.name
-            elif hasattr(slot, "number") and self.tape.roots[slot.number] in self.moving:
+            elif slot.number is not None and self.tape.roots[slot.number] in self.moving:
                 right = f"wrap({self.text(slot.number)})"
             else:
                 right = self.name(value)
             self.leaves.append(f"{slot.text(self.name)} = {right}")
-        draws = []
-        for k, (generator, array) in enumerate(self.tape.draws):
-            draw, into = self.name(generator), self.name(array, f"draw{k}")
-            draws.append(f"{into}[0], {into}[1] = {draw}.draw()")
-        return [*self._in_time(lines[::-1]), *draws]
+        return [*self._in_time(lines[::-1]), *self._draws()]
 
-    def _in_time(self, lines):
-        "`lines`, with numbers as they are; those that a schedule's step may change follow it, too."
-        steps, parts = [*self.tape.steps.values()], [[] for _ in [None, *self.tape.steps]]
-        cells = (line for line in enumerate(self.tape.numbers) if isinstance(line[1], tuple))
-        part = {cell[0]: bisect_right(steps, at) for at, cell in cells}
-        for line in lines:
-            names = re.findall(r"\bn\d+\b", line)
-            last = max((part.get(name, 0) for name in names), default=0)
-            part.update({name: last for name in names[:1] if name not in part})
-            parts[last].append(line.replace("return AGAIN", "too_late()") if last else line)
-        self.later = dict(zip(self.tape.steps, parts[1:]))
-        self.known["too_late"] = _refuse_late
-        return lines
+    def _draws(self):
+        "Lines that draw; and, kept for the beginning, what draws have decided."
+        draws, self.decisions, before = [], [], Counter()
+        for k, (generator, made) in enumerate(self.tape.draws):
+            draw = f"{self.name(generator)}.draw()"
+            if isinstance(made, Decision):
+                self.decisions.append((made, generator, before[generator]))
+                draws.append(draw)
+            else:
+                into = self.name(made, f"draw{k}")
+                draws.append(f"{into}[0], {into}[1] = {draw}")
+            before[generator] += 1
+        return draws
 
     def _ends(self, slots):
         "Lines that leave numbers and gradients where they belong, and say what was written into."
@@ -199,6 +198,8 @@ class Replay(Plan):
 
     def run(self, arrays):
         "What the function would have returned for these arrays; AGAIN if something has changed."
+        if not all([made.holds(*draw) for made, *draw in self.decisions]):
+            return AGAIN
         found = self.replay(*arrays)
         return AGAIN if found is AGAIN else self.returned(found)
 
@@ -208,24 +209,6 @@ class Replay(Plan):
             return wrap(arrays[0])
         rest = iter(arrays)
         return map_tensors(lambda _: wrap(next(rest)), self.shape)
-
-
-def _refuse_late():
-    "Raise CaptureError, since a decision was made that does not hold, when it was too late."
-    _refuse(
-        "a decision by a number that a schedule has set before, in the same call,",
-        "Step the schedule after the optimizer: then the next call finds out, and records anew.",
-    )
-
-
-def _is_empty(holder):
-    "Whether `holder` could hold something, and does not."
-    return isinstance(holder, dict | list) and not holder
-
-
-def _names_all(holder):
-    "Whether `holder` has the global names of a module, not all of which matter."
-    return isinstance(holder, dict) and "__builtins__" in holder
 
 # %% ../../nbs/80_capture.ipynb #cddbcdba
 # ---- a function and its plans ----
@@ -246,7 +229,7 @@ class Captured:
     ):
         self.function, self.fallback, self.check, self.keep = function, fallback, check, keep
         self.fuse, self.pool = fuse, []  # memory in which all plans work, one after the other
-        self.plans, self.warm, self.recordings, self.plan = {}, {}, 0, None
+        self.plans, self.warm, self.waits, self.recordings, self.plan = {}, {}, {}, 0, None
         self.refused = None  # or why it runs as it is
         update_wrapper(self, function)
 
@@ -259,9 +242,12 @@ class Captured:
         except CaptureError as error:
             return self._fall_back(error, run)
         arrays = [t.array for t in tensors]
-        for plan in self.plans.get(key, ()):
+        plans = self.plans.get(key, ())
+        for k, plan in enumerate(plans):
             found = plan.run(arrays)
             if found is not AGAIN:
+                if k:  # what was used last is found first, and kept longest
+                    plans.insert(0, plans.pop(k))
                 self.plan = plan
                 return found
         return self._anew(key, tensors, run)
@@ -288,7 +274,8 @@ class Captured:
             _check_inputs(tensors)
             is_warm = _same(_state(self.function), self.warm.get(key))
             own_way = _own_way(self, tensors)
-            recording = (own_way or self._record)(tensors, run) if is_warm else None
+            is_time = is_warm and self._is_time(key)
+            recording = (own_way or self._record)(tensors, run) if is_time else None
         except Exception as error:  # which has left no trace
             return self._fall_back(error, run)
         if recording is not None:
@@ -300,6 +287,14 @@ class Captured:
             return self._fall_back(error, lambda: found)
         self.warm[key] = _state(self.function)
         return map_tensors(Tensor.detach, found)
+
+    def _is_time(self, key):
+        "Whether to record: always, until all places are taken; then after ever more calls."
+        if len(self.plans.get(key, ())) < self.keep:
+            return True
+        left, size = self.waits.get(key, (0, 1))
+        self.waits[key] = (left - 1, size) if left else (2 * size - 1, 2 * size)
+        return not left
 
     def _fall_back(self, error, run):
         "What `run` returns; from now on nothing is captured. Raises `error` if that is not wished."
@@ -322,12 +317,14 @@ class Captured:
             swapped = _swap_in(tape, entry)
             recorder.tape = tape
             held = [s.value for s in entry if isinstance(s.value, Generator)]
-            tape.watch([default_generator, *held])
+            tape.states = {g: g.get_state() for g in (default_generator, *held)}
             draw = partial(tape.draw, _source.get())
-            with _Schedules(tape, entry), _drawing_from(draw), received_by(tape.put):
+            drawing = _drawing_from(draw, _answering(tape))
+            gradients = _Gradients(tape, entry)
+            with _Schedules(tape, entry), gradients, drawing, received_by(tape.put):
                 found = map_nest(_plainly, run())
                 tape.settle()
-                tape.check_states()
+                _check_states(tape)
                 _check_numbers(entry)
                 _check_arrays(tape, entry, swapped, tensors_in(found))
                 _check_outputs(found)
@@ -350,8 +347,11 @@ class Captured:
 
     def _planned(self, key, tape, inputs, outputs, *held):
         "Make a plan of what was written down; returns what the recorded run has returned."
-        values = [tape.values[n].copy() for n in outputs[0]]
+        values, entry = [tape.values[n].copy() for n in outputs[0]], held[0]
         plan = Replay(self, tape, inputs, outputs, *held)
+        if _has_begun(entry, _slots(self.function)):  # which happens once
+            self.warm[key] = _state(self.function)
+            return plan.returned(values)
         return self._kept(key, plan, plan.returned(values))
 
     def _kept(self, key, plan, found):
@@ -359,14 +359,6 @@ class Captured:
         self.plans[key] = [plan, *self.plans.get(key, ())][: self.keep]
         self.plan, self.recordings = plan, self.recordings + 1
         return found
-
-# %% ../../nbs/80_capture.ipynb #10b070df
-def _own_way(captured, tensors):
-    "What records the function of `captured`, if the backend of its arrays has a way of its own."
-    arrays = [t.array for t in tensors] + [slot.value for slot in _slots(captured.function)]
-    backends = (_by_type.get(type(a)) for a in arrays)
-    record = next((backend.record for backend in backends if backend), None)
-    return record and partial(record, captured)
 
 # %% ../../nbs/80_capture.ipynb #a8d0060e
 def capture(

@@ -35,7 +35,8 @@ import numpy as np
 from ..autograd import Tensor, wrap
 from ..backend import Backend, Device, _by_type
 from .recorded import _PACKAGE, Number, Recorded, Ref, _refuse
-from .recorder import _again
+from .recorder import _check_numbers
+from .tape import _again
 from ..nn import CrossEntropyLoss, Dropout, HuberLoss, SmoothL1Loss
 from ..optim import LRScheduler, Optimizer
 from ..random import Generator
@@ -95,6 +96,8 @@ def _names(code):
 # %% ../../nbs/76_slots.ipynb #95395278
 class Slot:
     "A place where something is held: by whom, under which name, and what."
+
+    number = None  # on the tape, of a gradient's array that a recording has left
 
     def __init__(self, holder, name, value, of_optimizer, of_gradient, turns):
         self.holder, self.name, self.value = holder, name, value
@@ -241,7 +244,9 @@ def _swap_out(tape, entry, swapped, slots):
         elif isinstance(now, Number):
             leaves.append((slot, now))
             slot.set(now.value)
-        elif slot.name == "grad" and now is not gradients.get(id(slot.holder), now):
+        elif slot.name == "grad" and (
+            now is not gradients.get(id(slot.holder), now) or id(slot.holder) in tape.forgotten
+        ):
             leaves.append((slot, now))
             if now is not None:
                 slot.number = tape.lift_any(now.array)
@@ -277,23 +282,6 @@ def _inside(value, mark, of_optimizer):
     is_nest = isinstance(value, Tensor if of_optimizer else Tensor | list | dict)
     parts = mark or ([slot.get() for slot in _slots(value)] if is_nest else ())
     return [a.number for a in parts if isinstance(a, Recorded)]
-
-
-def _check_numbers(entry):
-    "Raise CaptureError if a number was changed in a way that no replay would repeat."
-    for slot in (s for s in entry if type(s.value) in (int, float, bool) or s.is_cell()):
-        now = slot.get()
-        if slot.is_cell():
-            same = isinstance(now, Number) or now is slot.cell
-            if slot.turns and type(now) is float and now == slot.value:  # a replay needs not set it
-                same = slot.cell.tape.read(slot.cell) == now
-        else:
-            same = type(now) is type(slot.value) and now == slot.value
-        if not same:
-            _refuse(
-                f"setting {slot.name!r} to another number",
-                "A replay would not repeat it. Count outside; rates change by optim's schedules.",
-            )
 
 # %% ../../nbs/76_slots.ipynb #f88aed3a
 # ---- schedules ----
@@ -390,6 +378,14 @@ class _Schedules:
             _refuse(f"a schedule that sets {slot.name!r} to a {kind}", "Let it set int or float.")
 
 # %% ../../nbs/76_slots.ipynb #db2073c8
+def _has_begun(entry, slots):
+    "Whether an optimizer has begun to remember something that was not there on `entry`."
+    place = lambda slot: (id(slot.holder), slot.name)
+    kinds = [[s for s in found if s.of_optimizer and not s.of_gradient] for found in (entry, slots)]
+    before = {place(slot) for slot in kinds[0]}
+    return any(place(s) not in before for s in kinds[1] if not isinstance(s.holder, tuple))
+
+
 def _state(function):
     "What a recording of `function` would rely on: who holds what."
     state = []
@@ -400,6 +396,14 @@ def _state(function):
             if isinstance(slot.value, Tensor):
                 state.append(slot.value.requires_grad)
     return state
+
+
+def _own_way(captured, tensors):
+    "What records the function of `captured`, if the backend of its arrays has a way of its own."
+    arrays = [t.array for t in tensors] + [slot.value for slot in _slots(captured.function)]
+    backends = (_by_type.get(type(a)) for a in arrays)
+    record = next((backend.record for backend in backends if backend), None)
+    return record and partial(record, captured)
 
 
 def _unheld(value):

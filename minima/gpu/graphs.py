@@ -38,9 +38,10 @@ import numpy as np
 from ..autograd import Tensor
 from ..capture.plan import _WORDS
 from ..capture.recorded import CaptureError, Number, _refuse, _refuse_reading
-from ..capture.recorder import Tape, _check_outputs, _plainly
+from ..capture.recorder import _check_outputs, _plainly
 from ..capture.replays import Replay
 from ..capture.slots import _Schedules, _slots
+from ..capture.tape import Tape
 from ..random import _drawing_from, _source
 from ..tensors import map_nest, map_tensors, tensors_in, wrap
 

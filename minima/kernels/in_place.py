@@ -105,16 +105,16 @@ def _by_rows(xp, linear, x, weight, bias, activation):
 
 def _in_order(x, weight, bias, activation):
     "Whether `bias` is a row that can be added to `x @ weight` where that lies, in one dtype."
+    if bias is None or weight.ndim != 2:
+        return False
+    dtype, (rows, columns) = x.dtype, weight.shape
     return (
-        bias is not None
-        and x.dtype is weight.dtype is bias.dtype
-        and x.dtype in FLOATS
+        dtype is weight.dtype is bias.dtype
+        and dtype in FLOATS
         and (activation is None or activation in _RULES)
-        and weight.ndim == 2
-        and 0 < bias.ndim <= x.ndim
-        and bias.size == weight.shape[1] == bias.shape[-1]
-        and x.shape[-1] == weight.shape[0]
-        and weight.size > 0
+        and bias.shape in ((1, columns), (columns,))
+        and x.ndim >= bias.ndim
+        and x.shape[-1] == rows > 0 < columns
     )
 
 

@@ -19,8 +19,8 @@ from numba.extending import overload
 
 from .. import operators as ops
 from . import in_place
+from .compiling import OUT
 from minima.kernels.cpu import (
-    OUT,
     _constants,
     _exp,
     _fits,

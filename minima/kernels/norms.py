@@ -18,10 +18,13 @@ does not fit is left to NumPy or to the rule.
 """
 
 # %% ../../nbs/69_kernels_norm.ipynb #0c094ef2
+from functools import lru_cache
+
 import numpy as np
 
 from .. import operators as ops
-from .cpu import OUT, _kernel, _loop, compiled, draw_bits, total_of
+from .compiling import OUT, compiled
+from .cpu import _kernel, _loop, draw_bits, total_of
 from ..operators.fused import normalize_by, register_parts, rows_parts
 
 # %% ../../nbs/69_kernels_norm.ipynb #540d281a
@@ -29,17 +32,17 @@ from ..operators.fused import normalize_by, register_parts, rows_parts
 
 
 @_loop
-def _bits_of_row(i, dim, draw, words):
+def _bits_of_row(i, dim, draw, pairs):
     "16 random bits for each number of row `i`."
     first, skip = i * dim // 8, i * dim % 8
-    draw_bits(draw[0], draw[1], first, words[: (skip + dim + 7) // 8])
-    return words.reshape(-1).view(np.uint16)[skip:]
+    draw_bits(draw[0], draw[1], first, pairs[: (skip + dim + 7) // 8 * 2])
+    return pairs.view(np.uint16)[skip:]
 
 
 @compiled()  # no product and sum in one, so that both ways make the same numbers
-def _fill(i, x, residual, bits, least, scale, out: OUT):
+def _fill(i, x, residual, bits, least, kept, out: OUT):
     "Row `i` of dropout(`x`) + `residual`, in `out`."
-    row, zero, kept = x[i], out.dtype.type(0), out.dtype.type(scale)
+    row, zero = x[i], out.dtype.type(0)
     if least > 0:
         for j in range(out.size):
             out[j] = row[j] * (kept if bits[j] >= least else zero)
@@ -58,13 +61,16 @@ def _forward_rows(
     z: OUT, y: OUT, mean: OUT, r: OUT,
 ):  # fmt: skip
     one, zero, dim = x.dtype.type(1), x.dtype.type(0), x.dtype.type(x.shape[1])
-    least, words = np.uint16(threshold), np.empty((x.shape[1] // 8 + 2, 4), np.uint32)
-    bits, row = words.reshape(-1).view(np.uint16), np.empty(x.shape[1], x.dtype)
+    least, pairs = np.uint16(threshold), np.empty(x.shape[1] // 8 * 2 + 4, np.uint64)
+    bits, kept, row = pairs.view(np.uint16), x.dtype.type(scale), np.empty(x.shape[1], x.dtype)
+    is_sum = least > 0 or residual.shape[0] > 0 or z.shape[0] > 0
     for i in range(x.shape[0]):
         if least > 0:
-            bits = _bits_of_row(i, x.shape[1], draw, words)
-        a = row if z.shape[0] == 0 else z[i]
-        _fill(i, x, residual, bits, least, scale, a)
+            bits = _bits_of_row(i, x.shape[1], draw, pairs)
+        a = x[i]
+        if is_sum:
+            a = row if z.shape[0] == 0 else z[i]
+            _fill(i, x, residual, bits, least, kept, a)
         m, total, rest = total_of(a) / dim, zero, zero
         for j in range(a.size):
             c = a[j] - m
@@ -87,18 +93,21 @@ def _backward_rows(
     dx: OUT, dz: OUT, dw: OUT, db: OUT,
 ):  # fmt: skip
     zero, dim = x.dtype.type(0), x.dtype.type(x.shape[1])
-    least, words = np.uint16(threshold), np.empty((x.shape[1] // 8 + 2, 4), np.uint32)
-    bits, total = words.reshape(-1).view(np.uint16), np.empty(x.shape[1], x.dtype)
-    kept = x.dtype.type(scale)
+    least, pairs = np.uint16(threshold), np.empty(x.shape[1] // 8 * 2 + 4, np.uint64)
+    bits, total = pairs.view(np.uint16), np.empty(x.shape[1], x.dtype)
+    kept, is_sum = x.dtype.type(scale), least > 0 or residual.shape[0] > 0
     part_w, part_b = np.zeros(x.shape[1], x.dtype), np.zeros(x.shape[1], x.dtype)
     dw[:] = zero
     db[:] = zero
     for i in range(x.shape[0]):
         if least > 0:
-            bits = _bits_of_row(i, x.shape[1], draw, words)
-        if z.shape[0] == 0:
-            _fill(i, x, residual, bits, least, scale, total)
-        a = total if z.shape[0] == 0 else z[i]
+            bits = _bits_of_row(i, x.shape[1], draw, pairs)
+        a = x[i]
+        if z.shape[0] > 0:
+            a = z[i]
+        elif is_sum:
+            a = total
+            _fill(i, x, residual, bits, least, kept, a)
         up, out, out_z = g[i], dx[i], dz[i % dz.shape[0]]
         m, s, along, across = mean[i], r[i], zero, zero
         for j in range(a.size):
@@ -134,7 +143,12 @@ _NO_DRAW = np.zeros(2, np.uint64)
 
 def _or_none(a, like):
     "`a`, or for None a matrix without rows."
-    return np.empty((0, like.shape[1]), like.dtype) if a is None else a
+    return _no_rows(like.shape[1], like.dtype) if a is None else a
+
+
+@lru_cache(maxsize=64)
+def _no_rows(dim, dtype):
+    return np.empty((0, dim), dtype)
 
 
 def _row(a, fill, like):

@@ -21,7 +21,8 @@ What is left out: the other optimizers, which are used less.
 # %% ../../nbs/70_kernels_optim.ipynb #df46e6e8
 import numpy as np
 
-from .cpu import OUT, _fits, _plain, compiled
+from .compiling import OUT, compiled
+from .cpu import _fits, _flat, _plain
 from ..optim.optimizers import _adam, _sgd
 
 # %% ../../nbs/70_kernels_optim.ipynb #a0689bf7
@@ -48,10 +49,17 @@ def _adam_loop(
         p[i] = w - mean / (np.sqrt(square) + eps) * rate
 
 # %% ../../nbs/70_kernels_optim.ipynb #0b037a58
-def _in_place(*arrays):
-    "Whether all `arrays` that are not None can be changed by a loop, and have one dtype."
-    given = [a for a in arrays if a is not None]
-    return all(_fits(a) and a.dtype == given[0].dtype for a in given)
+def _in_place(p, *others):
+    "Whether a loop can change `p` and the `others` that are not None, all of one dtype."
+    for a in others:
+        if a is not None and not (a.dtype == p.dtype and a.flags.carray):
+            return False
+    return _fits(p)
+
+
+def _line(a):
+    "`a` as one row of numbers; None stays None."
+    return a if a is None or a.ndim == 1 else _flat(a)
 
 
 @_adam.kernel("recorder")
@@ -77,10 +85,9 @@ def adam(
             p, g, m, v, t, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
             decoupled=decoupled, largest=largest, maximize=maximize,
         )  # fmt: skip
-    flat = [a if a is None else a.reshape(-1) for a in (p, _plain(g, p.dtype), m, v, largest)]
     (beta1, beta2), root = betas, (1 - betas[1] ** t) ** 0.5
     _adam_loop(
-        *flat,
+        _line(p), _line(_plain(g, p.dtype)), _line(m), _line(v), _line(largest),
         -1.0 if maximize else 1.0,
         1.0 - lr * weight_decay if decoupled else 1.0,
         0.0 if decoupled else 1.0 * weight_decay,
@@ -127,9 +134,8 @@ def sgd(
             p, g, buffer, first, lr=lr, momentum=momentum, dampening=dampening,
             weight_decay=weight_decay, nesterov=nesterov, maximize=maximize,
         )  # fmt: skip
-    flat = [a if a is None else a.reshape(-1) for a in (p, _plain(g, p.dtype), buffer)]
     _sgd_loop(
-        *flat,
+        _line(p), _line(_plain(g, p.dtype)), _line(buffer),
         -1.0 if maximize else 1.0,
         1.0 * weight_decay, 1.0 * momentum, 1.0 if first else 1.0 - dampening,
         bool(nesterov), 1.0 * lr,

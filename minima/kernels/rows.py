@@ -28,6 +28,7 @@ from .. import operators as ops
 from ..autograd.tape import asked_once
 from . import in_place
 from .in_place import _RULES, FLOATS, _ones, linear_by
+from ..operators.fused import last_sizes
 from ..operators.reductions import _axes
 
 # %% ../../nbs/66_rows.ipynb #40332d3a
@@ -135,9 +136,7 @@ def _sums(rows):
 
 def _last_axes(axis, a):
     "How many last axes of `a` are meant by `axis`; 0 if it means others, or `a` is left to rules."
-    axes = {*_axes(axis, a.ndim)}
-    behind = axes == {*range(a.ndim - len(axes), a.ndim)}
-    return len(axes) if behind and a.size and a.dtype in FLOATS else 0
+    return len(last_sizes(axis, a.shape)) if a.size and a.dtype in FLOATS else 0
 
 
 @ops.softmax.kernel("cpu")

@@ -67,9 +67,10 @@ class FusedDropoutLayerNorm(Module):
             return (norm(z), z) if self.prenorm else norm(z)
         x = _tensor(x)
         _check_last("LayerNorm", x, norm.normalized_shape)
-        how = dict(eps=norm.eps, prenorm=self.prenorm)
-        how |= dict(training=drop.training, generator=drop.generator)
-        return F.dropout_add_layer_norm(x, norm.weight, norm.bias, residual, drop.p, **how)
+        return F.dropout_add_layer_norm(
+            x, norm.weight, norm.bias, residual, drop.p, norm.eps, self.prenorm,
+            drop.training, generator=drop.generator,
+        )  # fmt: skip
 
     def _is_whole(self):
         "Whether the members are what they were, and nobody watches them."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['dropout_mask', 'dropout_by_draw', 'dropout_add_layer_norm', 'norm_and_sum', 'rows_parts', 'register_parts',
-           'normalize_by']
+           'last_sizes', 'normalize_by']
 
 # %% ../../nbs/11_fused.ipynb #120f44eb
 __doc__ = """
@@ -23,6 +23,7 @@ What is left out: scaling of rows or layers (stochastic depth, layer scale).
 """
 
 # %% ../../nbs/11_fused.ipynb #cb42d239
+from functools import lru_cache
 from math import prod
 
 import numpy as np
@@ -30,6 +31,7 @@ import numpy as np
 from ..autograd.tape import asked_once, op
 from ..backend import backend_of
 from .products import dropout, normalize
+from .reductions import _axes
 from .shapes import moving
 from ..random import _LOW, keep_mask, philox
 from ..tensors import _wide
@@ -172,28 +174,28 @@ def norm_and_sum(x, residual=None, weight=None, bias=None, draw=None, *, p=0.0, 
 # ---- kernels ----
 
 
-def _fits(x, residual, weight, bias, dtypes):
-    "Whether all are arrays of one of these dtypes, of shapes that need no broadcasting."
-    sizes = x.shape, x.shape[-1:], x.shape[-1:]
-    others = [(a, size) for a, size in zip((residual, weight, bias), sizes) if a is not None]
-    return (
-        x.size > 0
-        and x.dtype.name in dtypes
-        and x.dtype.isnative
-        and all(getattr(a, "dtype", None) == x.dtype and a.shape == s for a, s in others)
-    )
+def _fit(x, residual, weight, bias):
+    "Whether all are arrays of one dtype, of shapes that need no broadcasting."
+    shape, dtype = x.shape, x.dtype
+    for a, size in ((residual, shape), (weight, shape[-1:]), (bias, shape[-1:])):
+        if a is not None and (getattr(a, "dtype", None) != dtype or a.shape != size):
+            return False
+    return x.size > 0
 
 
 def _is_plain(a):
     "Whether `a` lies in C order, and may be written into, which numba minds if it may not."
-    return getattr(a.flags, "carray", a.flags.c_contiguous)  # CuPy has but the latter
+    flags = a.flags
+    return flags.carray if hasattr(flags, "carray") else flags.c_contiguous  # CuPy lacks the first
 
 
 def _like_rows(a, dim, dtype):
     "`a` as a matrix of rows that lie one behind the other, copied if need be; None stays None."
-    if a is not None and not (_is_plain(a) and a.dtype == dtype):
+    if a is None:
+        return None
+    if not (_is_plain(a) and a.dtype == dtype):
         a = a.astype(dtype, order="C")
-    return a if a is None else a.reshape(-1, dim)
+    return a if a.ndim == 2 else a.reshape(-1, dim)
 
 
 def rows_parts(
@@ -202,9 +204,10 @@ def rows_parts(
     dtypes=("float32", "float64"),  # what they compute with; the rest is left to the rule
 ):
     "The parts of the operation, made by two functions of matrices of rows."
+    computes = lru_cache(lambda dtype: dtype.isnative and dtype.name in dtypes)
 
     def parts(library, x, residual, weight, bias, draw, p, eps, wants_z):
-        if not _fits(x, residual, weight, bias, dtypes):
+        if not (computes(x.dtype) and _fit(x, residual, weight, bias)):
             narrow = backend_of(x).narrow
             arrays = [_wide(a, library, narrow) for a in (x, residual, weight, bias)]
             return _parts(library, *arrays, draw, p, eps)
@@ -221,12 +224,12 @@ def rows_parts(
                 found = backward(library, *both, x, residual, weight, drop, mean, r, z)
                 last[:] = g, h, dict(enumerate(found))
             a = last[2].pop(i)
-            return a.reshape(shape) if i < 2 and len(shape) != 2 else a
+            return _shaped(a, shape) if i < 2 else a
 
         by_x, by_residual = lambda g, h=None: fetch(0, g, h), lambda g, h=None: fetch(1, g, h)
         by_weight, by_bias = lambda g, h=None: fetch(2, g, h), lambda g, h=None: fetch(3, g, h)
         pulls = by_x, by_residual, by_weight, by_bias
-        return y.reshape(shape), z if z is None else z.reshape(shape), pulls
+        return _shaped(y, shape), _shaped(z, shape), pulls
 
     return parts
 
@@ -257,6 +260,14 @@ def _shaped(a, shape):
     return a if a is None or a.shape == shape else a.reshape(shape)
 
 
+@lru_cache(maxsize=256)
+def last_sizes(axis, shape):
+    "The sizes of those axes of a `shape` that `axis` means, if they are the last; none if not."
+    axes = {*_axes(axis, len(shape))}
+    sizes = shape[len(shape) - len(axes) :]
+    return sizes if axes == {*range(len(shape) - len(axes), len(shape))} else ()
+
+
 def normalize_by(
     parts,  # what `rows_parts` returned
     rule=normalize.rule,  # what computes the norm over other axes
@@ -265,21 +276,14 @@ def normalize_by(
 
     def normalize_rows(xp, x, weight=None, bias=None, *, axis, eps):
         "`normalize` over the last axes, in one pass each way."
-        axes = (
-            {i % x.ndim for i in (axis if isinstance(axis, tuple) else (axis,))} if x.ndim else {}
-        )
-        sizes = x.shape[x.ndim - len(axes) :]
-        last = axes and min(axes) == x.ndim - len(axes) and x.size
-        if not last or any(
-            t is not None and getattr(t, "shape", ()) != sizes for t in (weight, bias)
-        ):
+        sizes = last_sizes(axis, x.shape)
+        fit = [t is None or getattr(t, "shape", ()) == sizes for t in (weight, bias)]
+        if not (sizes and x.size and all(fit)):
             return rule(xp, x, weight, bias, axis=axis, eps=eps)
         if len(sizes) == 1:
-            y, _, (by_x, _, by_weight, by_bias) = parts(
-                xp, x, None, weight, bias, None, 0.0, eps, False
-            )
-            return y, by_x, by_weight, by_bias
-        shape, row = (*x.shape[: -len(axes)], prod(sizes)), (prod(sizes),)
+            y, _, pulls = parts(xp, x, None, weight, bias, None, 0.0, eps, False)
+            return y, pulls[0], pulls[2], pulls[3]
+        shape, row = (*x.shape[: -len(sizes)], prod(sizes)), (prod(sizes),)
         args = _shaped(x, shape), None, _shaped(weight, row), _shaped(bias, row), None
         y, _, (by_x, _, by_weight, by_bias) = parts(xp, *args, 0.0, eps, False)
         flat = asked_once(lambda g: _shaped(g, shape))

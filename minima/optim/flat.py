@@ -22,6 +22,7 @@ What is left out: updates that look at shapes, such as a norm per matrix. They g
 
 # %% ../../nbs/32_flat.ipynb #f12e23fe
 from itertools import accumulate
+from operator import eq, is_
 from sys import getrefcount
 
 from ..autograd import wrap
@@ -46,6 +47,11 @@ def _fits(p):
     return g.shape == array.shape and g.dtype == array.dtype
 
 # %% ../../nbs/32_flat.ipynb #5c912a25
+def _are(alike, parts, state):
+    "Whether each of `parts`, by its name, is `alike` to what `state` has by that name."
+    return all(map(alike, map(state.get, parts), parts.values()))
+
+
 CHUNK = 32768  # numbers at a time: 128 kB each of a parameter, its gradient and two means of Adam
 
 
@@ -89,23 +95,17 @@ class Bundle:
 
     def is_whole(
         self,
-        states,  # the states of the parameters, as they are now
+        ready,  # parameters that have gradients, and their states, as they are now
     ):
         "Whether parameters and states are as this bundle left them, and gradients fit them."
-        numbers, rows = self.numbers.items(), zip(self.params, self.pieces, self.states, self.parts)
-        size = len(numbers) + len(self.parts[0])
-        for (p, piece, own, parts), state in zip(rows, states):
-            g = p.grad.array
-            if p.array is not piece or g.shape != piece.shape or g.dtype is not piece.dtype:
+        numbers, size = self.numbers, len(self.numbers) + len(self.parts[0])
+        for p, piece, state, parts in zip(self.params, self.pieces, self.states, self.parts):
+            if ready.get(p) is not state or p.array is not piece or len(state) != size:
                 return False
-            if state is not own or len(state) != size:
+            if p.grad.array is not p._home and not _fits(p):
                 return False
-            for name, part in parts.items():
-                if state.get(name) is not part:
-                    return False
-            for name, value in numbers:
-                if state.get(name) != value:
-                    return False
+            if not (_are(is_, parts, state) and _are(eq, numbers, state)):
+                return False
         return True
 
     def step(
@@ -133,6 +133,8 @@ class Bundle:
     def _gather(self):
         "Bring all gradients home, if they are not there."
         strays = [p for p in self.params if p.grad.array is not p._home]
+        if not strays:
+            return
         if all([getrefcount(p._home) == _ALONE for p in strays]):
             for p in strays:
                 p._home[...] = p.grad.array
@@ -210,8 +212,7 @@ class Bundles:
 
     def _steps(self, bundle, ready, update, group):
         "Take a step with `bundle`. Returns False if it is not whole any more."
-        states = [ready.get(p) for p in bundle.params]
-        if None in states or not bundle.is_whole(states):
+        if not bundle.is_whole(ready):
             return False
         bundle.step(update, group)
         for p in bundle.params:

@@ -190,8 +190,8 @@ class Optimizer:
     def step(self):
         "Take one step with every parameter that has a gradient."
         for group in self.param_groups:
-            ready = [p for p in group["params"] if p.grad is not None]
-            ready = {p: self.state.setdefault(p, {}) for p in ready}
+            remember, ready = self.state.setdefault, group["params"]
+            ready = {p: remember(p, {}) for p in ready if p.grad is not None}
             if hasattr(self.update, "mathematics"):
                 self._bundles.step(ready, self.update, group)
             for p, state in ready.items():
@@ -200,8 +200,9 @@ class Optimizer:
 
     def zero_grad(self):
         "Forget all gradients."
-        for p in self._parameters():
-            p.grad = None
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
 
     def state_dict(self) -> dict:
         "A copy of all that is remembered: `'state'` by a parameter's number, and `'param_groups'`."

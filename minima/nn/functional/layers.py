@@ -145,13 +145,14 @@ def linear(
     activation=None,  # "relu", "gelu", "silu", "sigmoid" or "tanh": what the result goes through
 ):
     "`x @ weight + bias`, (..., out). Raises ShapeError for a wrong size, RuntimeError for a dtype."
-    x, weight = _tensor(x), _tensor(weight)
-    shape = x.array.shape
-    if shape[-1:] != weight.shape[:1]:
+    if not (isinstance(x, Tensor) and isinstance(weight, Tensor)):
+        x, weight = _tensor(x), _tensor(weight)
+    a, w = x.array, weight.array
+    if a.shape[-1:] != w.shape[:1]:
         _check_last("Linear", x, weight.shape[:1])
-    if x.array.dtype is not weight.array.dtype:
+    if a.dtype is not w.dtype:
         _check_dtype("Linear", x, weight)
-    if len(shape) == 1 and bias is not None:
+    if a.ndim == 1 and bias is not None:
         bias = ops.reshape(bias, shape=(-1,))
     if activation is None:
         return ops.linear(x, weight, bias)  # without settings, which is quicker
