@@ -40,14 +40,14 @@ def test_a_schedule_of_p_needs_no_recording(name):
 
 
 def test_nothing_dropped_and_everything_dropped_have_plans_of_their_own():
-    "Three plans: for p = 0, for what lies between, and for p = 1. Each is found again."
+    "A plan for p = 0, one for what lies between, one for p = 1 where a kernel asks; found again."
 
     def between(i, model, optimizer):
         for layer in rates(model):
             layer.p = [0.0, 0.3, 1.0, 0.7, 0.2][i % 5]
 
     captured = agree(made("dropout"), optim.Adam, batches(), steps=40, between=between)
-    assert captured.recordings == 3
+    assert captured.recordings in (2, 3)
 
 
 def test_what_else_a_dropout_has_is_looked_at():

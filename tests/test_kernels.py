@@ -400,7 +400,7 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(monkeypatch):
     def without_a_place(function, cache=False, **how):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
-        return SimpleNamespace(function=function, how=how, _compile_for_args=None)
+        return SimpleNamespace(function=function, how=how, _compile_for_args=None, typeof_pyval=None)
 
     monkeypatch.setattr(numba, "njit", without_a_place)
     loop = cpu.compiled("contract")(len)
