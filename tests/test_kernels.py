@@ -397,10 +397,12 @@ def test_machine_code_is_kept_where_the_variable_says(tmp_path):
 
 
 def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(monkeypatch):
+    asked = "_compile_for_args", "typeof_pyval"  # by numba, of a loop
+
     def without_a_place(function, cache=False, **how):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
-        return SimpleNamespace(function=function, how=how, _compile_for_args=None, typeof_pyval=None)
+        return SimpleNamespace(function=function, how=how, **dict.fromkeys(asked))
 
     monkeypatch.setattr(numba, "njit", without_a_place)
     loop = cpu.compiled("contract")(len)
@@ -416,6 +418,14 @@ def test_loops_use_vectors(module, name):
     loop(*np.ones((2, 8, 8) if name == "_softmax" else (2, 64), "float32"))
     (text,) = loop.inspect_llvm().values()
     assert " x float>" in text
+
+
+@pytest.mark.parametrize("module", [cpu, linear, norms, optim], ids=lambda m: m.__name__)
+def test_loops_count(module):
+    "What iterates over an array is many times slower: LLVM sees no loop with a known end."
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.For) and isinstance(node.iter, ast.Call):
+            assert ast.unparse(node.iter.func) == "range", ast.unparse(node.iter)
 
 
 def test_nothing_is_promised_about_nan():

@@ -104,8 +104,7 @@ class Replay(Plan):
                 if before is not None and before is value and steps:  # an optimizer looks at it
                     at_home = before.array is homes[id(holder)]
                     tests.append(f"({text}.array is {self.name(holder)}._home) is {at_home}")
-                old = before is value or type(before) is int  # as graphs remember it
-                if value is not None and old and id(value.array) in given:
+                if value is not None and before is value and id(value.array) in given:
                     tests.append(f"{text}.array is {self.name(value.array)}")
             elif slot.of_gradient or slot.name == "_home":
                 pass
