@@ -439,6 +439,70 @@ def test_loops_are_kept_on_disk(tmp_path):
     assert "@compiled()" in open(file).read()
 
 
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    "Where at most eight loops are kept."
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(fusion, "_MOST", 8)
+    return tmp_path
+
+
+def write(folder, k):
+    "Loop number `k`, as old as its number says, with two files of machine code."
+    path = fusion._kept(f"fused_{k:016x}.loop", "text", folder)
+    (folder / "code").mkdir(exist_ok=True)
+    others = [folder / "code" / f"fused_{k:016x}.f-1.{end}" for end in ("nbi", "1.nbc")]
+    for file in others:
+        file.write_text("")
+    for file in (path, *others):
+        os.utime(file, (k, k))
+
+
+def loops(folder, pattern="*.loop"):
+    "The numbers of the loops of which there is a file."
+    return [int(f.name.partition(".")[0][6:], 16) for f in sorted(folder.glob(pattern))]
+
+
+def test_only_the_newest_loops_are_kept(folder):
+    (folder / "code").mkdir()
+    others = [folder / "cpu.linear.nbi", folder / "code" / "cpu.linear.nbi", folder / "mine.loop"]
+    for file in others:
+        file.write_text("")
+    for k in range(1, 9):
+        write(folder, k)
+    assert loops(folder, "fused_*.loop") == [*range(1, 9)]
+    write(folder, 9)
+    assert loops(folder, "fused_*.loop") == [4, 5, 6, 7, 8, 9]
+    assert loops(folder, "code/fused_*.nbi") == loops(folder, "code/fused_*.nbc") == [*range(4, 10)]
+    assert all(file.exists() for file in others)
+    for k in range(10, 40):
+        write(folder, k)
+        assert len(loops(folder, "fused_*.loop")) <= 8
+
+
+def test_who_tidies_up_at_the_same_time_is_not_disturbed(folder, monkeypatch):
+    for k in range(1, 9):
+        write(folder, k)
+    unlink = fusion.Path.unlink
+
+    def too_late(file):
+        os.unlink(file)
+        unlink(file)  # which somebody else has done
+
+    monkeypatch.setattr(fusion.Path, "unlink", too_late)
+    write(folder, 9)
+    assert loops(folder, "fused_*.loop") == [4, 5, 6, 7, 8, 9]
+
+
+def test_a_loop_that_was_removed_is_written_again_for_other_numbers(folder):
+    f = lambda xp, x: x * 2.25 + 1
+    planned(f, numbers(7))
+    (file,) = folder.glob("fused_*.loop")
+    file.unlink()
+    x = numbers(7).astype("float64")
+    assert np.array_equal(planned(f, x).replay(x)[0], f(np, x))
+
+
 def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(monkeypatch):
     def nobody_may_write(*_):
         raise PermissionError
@@ -453,9 +517,9 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(monkeypatch):
 def test_a_text_is_compiled_once():
     x = numbers(9)
     texts = [planned(lambda xp, x: x * 2 + 7, x).fused[0].text for _ in range(2)]
-    before = fusion.machine_code.cache_info().misses
+    before = fusion._module.cache_info().misses
     planned(lambda xp, x: x * 2 + 7, numbers(3, 3))
-    assert texts[0] == texts[1] and fusion.machine_code.cache_info().misses == before
+    assert texts[0] == texts[1] and fusion._module.cache_info().misses == before
 
 
 def test_a_long_run_becomes_several_loops(monkeypatch):
