@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 
 import numpy as np
@@ -303,36 +303,6 @@ def test_every_optimizer(name, reading):
     assert Kernels.on or step.plan.fused
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_layers(name, reading):
-    def make():
-        mi.manual_seed(0)
-        return nn.Sequential(*MODELS[name]())
-
-    step = alike(make, optim.Adam, batches(), steps=60)
-    assert Kernels.on or step.plan.fused
-
-
-WITH_KERNELS = ("cross-entropy", "smoothed", "weighted", "sum", "of rows")
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_losses(name, reading):
-    if Kernels.on and name not in WITH_KERNELS:
-        return  # those are the same rules
-    loss_fn, kind = LOSSES[name]
-    data = batches()
-    if kind != "labels":
-        rows = [KINDS[kind](mi.Tensor(numbers(32, 3, seed=9 + i))) for i in range(len(data))]
-        data = [(x, row) for (x, _), row in zip(data, rows)]
-    alike(small, lambda p: optim.SGD(p, lr=0.01), data, steps=20, loss_fn=loss_fn)
-
-
-UNARY = [ops.exp, ops.tanh, ops.sigmoid, ops.relu, ops.softplus, ops.silu, ops.abs, ops.negate]
-BINARY = [ops.add, ops.subtract, ops.multiply, ops.maximum, ops.minimum]
-ALONG = [lambda t, axis=axis: ops.mean(t, axis, True) + t for axis in (0, -1)]
-
-
 def interpreted(name, text):
     "A loop that Python goes through itself, slowly, instead of compiling it."
     kernels = import_module("minima.kernels.cpu")
@@ -340,6 +310,49 @@ def interpreted(name, text):
     exec(text, names)
     names[name].compile = lambda types: None
     return names[name]
+
+
+@contextmanager
+def interpreting(on=True):
+    "In a `with` block no loop is compiled: they are right as they are written, or they are not."
+    with pytest.MonkeyPatch.context() as patch:
+        if on:
+            patch.setattr(fusion, "machine_code", interpreted)
+        yield 15 if on else 60  # steps
+
+
+COMPILED = "layer norm, batch norm, softmax, residual, dropout, fused, smoothed, huber".split(", ")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers(name, reading):
+    def make():
+        mi.manual_seed(0)
+        return nn.Sequential(*MODELS[name]())
+
+    with interpreting(name not in COMPILED) as steps:
+        step = alike(make, optim.Adam, batches(), steps)
+    assert Kernels.on or step.plan.fused
+
+
+WITH_KERNELS = ("cross-entropy", "smoothed", "weighted", "sum", "of rows")
+CASES = [(name, "rules") for name in LOSSES] + [(name, "kernels") for name in WITH_KERNELS]
+
+
+@pytest.mark.parametrize("name, reading", CASES, indirect=["reading"])
+def test_losses(name, reading):
+    loss_fn, kind = LOSSES[name]
+    data = batches()
+    if kind != "labels":
+        rows = [KINDS[kind](mi.Tensor(numbers(32, 3, seed=9 + i))) for i in range(len(data))]
+        data = [(x, row) for (x, _), row in zip(data, rows)]
+    with interpreting(name not in COMPILED):
+        alike(small, lambda p: optim.SGD(p, lr=0.01), data, steps=15, loss_fn=loss_fn)
+
+
+UNARY = [ops.exp, ops.tanh, ops.sigmoid, ops.relu, ops.softplus, ops.silu, ops.abs, ops.negate]
+BINARY = [ops.add, ops.subtract, ops.multiply, ops.maximum, ops.minimum]
+ALONG = [lambda t, axis=axis: ops.mean(t, axis, True) + t for axis in (0, -1)]
 
 
 def check_program(data):
@@ -359,9 +372,7 @@ def check_program(data):
 
 @given(some.data())
 def test_random_programs(data):
-    "Their loops are right as they are written: compiling each would take most of the time."
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fusion, "machine_code", interpreted)
+    with interpreting():
         check_program(data)
 
 
