@@ -384,8 +384,8 @@ def _own_way(captured, tensors):
     "What records the function of `captured`, if the backend of its arrays has a way of its own."
     arrays = [t.array for t in tensors] + [slot.value for slot in _slots(captured.function)]
     backends = (_by_type.get(type(a)) for a in arrays)
-    record = next((backend.record for backend in backends if backend), None)
-    return record and partial(record, captured)
+    ways = (backend.record for backend in backends if backend)
+    return next((partial(record, captured) for record in ways if record), None)
 
 
 def _unheld(value):
