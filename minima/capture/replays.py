@@ -21,8 +21,10 @@ What always holds:
   and then sums and exponentials differ by a rounding;
 - what a plan depends on (shapes, dtypes, modes, which arrays, what a model is made of) is looked at
   before each replay; if it has changed, the function is run and recorded anew;
-- an optimizer's numbers (learning rate, steps) are looked up in each replay, and draws drawn; the
-  user's floats, a dropout's `p`, label smoothing are, too, where they are only calculated with;
+- an optimizer's numbers (learning rate, steps) are looked up in each replay, and draws drawn; what
+  a draw decides is asked before, and if it is not as it was, the plan does not fit;
+- the user's floats, a dropout's `p` and label smoothing are looked up, too, as long as they are
+  only calculated with;
 - schedules step in each replay, at their place; nothing else of theirs can be asked for inside;
 - a function that needs a value while it is recorded is refused with an error, and nothing changes.
 
