@@ -118,13 +118,13 @@ def test_what_was_left_out_has_no_gradient_and_rests():
 
 
 def test_with_more_ways_than_places_it_seldom_records():
-    captured = alike(lambda: stepping(deep(*[0.5] * 6), optim.SGD), 400, keep=4)
+    captured = alike(lambda: stepping(deep(*[0.5] * 6), optim.SGD), 150, keep=4)
     assert len(*captured.plans.values()) == 4
-    assert captured.recordings <= 4 + 9  # after 1, 2, 4, 8, ... calls that found no plan
+    assert captured.recordings <= 4 + 8  # after 1, 2, 4, 8, ... calls that found no plan
 
 
 def test_the_ways_that_are_often_gone_stay():
-    captured = alike(lambda: stepping(deep(*[0.05] * 6), optim.SGD), 200, keep=2)
+    captured = alike(lambda: stepping(deep(*[0.05] * 6), optim.SGD), 100, keep=2)
     found = [
         [made.value for made, *_ in plan.decisions] for plan in captured.plans[[*captured.plans][0]]
     ]

@@ -82,8 +82,6 @@ EQUIVALENT = {
     "nn.blockwise._pick: a[runs[0]] if len(runs) == 1 else "
     "np.concatenate([a[:0], *(a[run] for run in runs)]) -> "
     "np.concatenate([a[:0], *(a[run] for run in runs)])": FOR_SPEED,
-    "nn.blockwise.GyroSequential._together: x.device.put(rows) -> rows":
-        "on the CPU they are there already",
     "operators.products.linear: x if x.ndim == 2 else xp.reshape(x, (-1, weight.shape[0])) -> "
     "xp.reshape(x, (-1, weight.shape[0]))": FOR_SPEED,
     "operators.products.linear: g if g.ndim == 2 else xp.reshape(g, (-1, weight.shape[1])) -> "
