@@ -892,6 +892,16 @@ def test_a_fault_in_a_kernel_is_noticed(launcher, which):
     assert noticed == expected
 
 
+def test_an_array_that_is_not_in_order_is_no_argument(launcher):
+    x, y = np.zeros((4, 4), "float32"), np.zeros((4, 4), "float32")
+    size = np.int64(4), np.int32(4)
+    shape = launches.over_rows("softmax_forward", "float32", *map(int, size), 1, "false")
+    launches.launch(shape, x, *size, y)
+    for arrays in ((x.T[:2], y), (x, y[:, ::2])):
+        with pytest.raises(RuntimeError, match="not in C order"):
+            launches.launch(shape, arrays[0], *size, arrays[1])
+
+
 def test_what_does_not_compile_is_an_error():
     if can_emulate():
         with pytest.raises(RuntimeError, match="g\\+\\+ failed"):
