@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from models import layers, step_of
 
 import minima as mi
 from minima import nn, optim
@@ -81,28 +82,10 @@ def chain(length=20):
 # ---- training steps ----
 
 
-def step_of(model, optimizer, loss_fn, x, y):
-    "A training step: what PyTorch's users and minima's write alike."
-
-    def step():
-        optimizer.zero_grad()
-        loss = loss_fn(model(x), y)
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return step
-
-
-def layers(library, sizes, norm, dropout):
-    "A perceptron of these sizes, with ReLUs between, in `torch.nn` or `minima.nn`."
-    members = []
-    for i, (n, m) in enumerate(zip(sizes, sizes[1:])):
-        members.append(library.Linear(n, m))
-        if i < len(sizes) - 2:
-            members += [library.LayerNorm(m)] * norm + [library.ReLU()]
-            members += [library.Dropout(dropout)] * bool(dropout)
-    return library.Sequential(*members)
+def on_one_batch(model, optimizer, loss_fn, x, y):
+    "A training step, always on the same batch."
+    step = step_of(model, optimizer, loss_fn)
+    return lambda: step(x, y)
 
 
 def twins(make, x, y):
@@ -111,13 +94,13 @@ def twins(make, x, y):
     ours = make(nn)
     adam = optim.Adam(ours.parameters())
     loss_fn = nn.CrossEntropyLoss()
-    steps = {"minima": step_of(ours, adam, loss_fn, mi.Tensor(x), mi.Tensor(y))}
+    steps = {"minima": on_one_batch(ours, adam, loss_fn, mi.Tensor(x), mi.Tensor(y))}
 
     def captured(fuse=None):
         "The same step, captured."
         again = copy.deepcopy(ours)
         adam, loss_fn = optim.Adam(again.parameters()), nn.CrossEntropyLoss()
-        step = step_of(again, adam, loss_fn, mi.Tensor(x), mi.Tensor(y))
+        step = on_one_batch(again, adam, loss_fn, mi.Tensor(x), mi.Tensor(y))
         return mi.capture(step, fuse=fuse)
 
     steps |= {"minima, captured": captured(), "minima, captured, not fused": captured(False)}
@@ -128,7 +111,7 @@ def twins(make, x, y):
         theirs.load_state_dict(state)
         adam = torch.optim.Adam(theirs.parameters(), **options)
         loss_fn = torch.nn.CrossEntropyLoss()
-        steps[name] = step_of(theirs, adam, loss_fn, torch.tensor(x), torch.tensor(y))
+        steps[name] = on_one_batch(theirs, adam, loss_fn, torch.tensor(x), torch.tensor(y))
     order = ["torch", "torch, fused", "torch, foreach", *(k for k in steps if "minima" in k)]
     return {name: steps[name] for name in order}, captured
 

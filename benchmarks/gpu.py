@@ -1,11 +1,17 @@
 """All that can only be known on a GPU, in one call: is it right, and how fast is it?
 
-    python benchmarks/gpu.py [--only WORD ...] [--json FILE] [--mock]
+    python benchmarks/gpu.py [--only WORD ...] [--json FILE] [--seconds N] [--mock]
 
-In this order: what the machine can do (copies, products), whether every operator and every kernel
-computes what PyTorch and the rules compute, what a launch costs, how fast dropout with layer norm
-is beside PyTorch, as it is and compiled, and how fast small models train, as they are and as CUDA
-graphs. Each line has the goal that was set for it before anything was measured.
+In this order: what machine this is, and whether the backend works at all; whether every kernel
+compiles; what the machine can do (copies, products); whether every kernel computes what its rule
+computes; how fast dropout with layer norm is beside PyTorch, as it is and compiled; how fast small
+models train, as they are and as CUDA graphs; what a launch costs; what the kernel's variants cost;
+and whether every operator computes what PyTorch computes. Goals were set before anything was
+measured.
+
+Each part runs in a process of its own, with a limit of time: a part that fails, hangs, or breaks
+the card's context costs its own results and no others. What was found is written to the file after
+each line. Without PyTorch its columns are left out, and operators are compared with the CPU.
 
 How it is measured: work is captured and replayed, so that the host's time does not count where it
 is not asked for; buffers rotate and are together larger than the cache; numbers are random; memory
@@ -15,29 +21,43 @@ card with small shapes, to see that the script is whole; its times mean nothing.
 
 import argparse
 import json
+import multiprocessing
+import os
+import signal
 import sys
-from contextlib import nullcontext, suppress
+import tempfile
+import traceback
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import monotonic, perf_counter
+
+os.environ.setdefault("MINIMA_NUMBA", "0")  # the CPU is only asked what is right
 
 import numpy as np
-import torch
+
+try:
+    import torch
+except ImportError:
+    torch = None
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path += [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools")]
 
-from test_operators import ROWS, normal, numbers
+from models import layers, step_of
 
 import minima as mi
 from minima import nn, optim
 from minima import operators as ops
 from minima.autograd import Tensor, grad
-from minima.backend import get_backend, kernels_off, register
+from minima.backend import kernels_off, register
 from minima.gpu import available
 
 P, EPS, SETS = 0.1, 1e-5, 4
 HALVES = ("float16", "bfloat16")
+FORK = multiprocessing.get_context("fork")  # before it, nobody may have asked for a GPU
 
 # ---- the card: what is different between a real and a pretended one ----
 
@@ -45,68 +65,70 @@ HALVES = ("float16", "bfloat16")
 class Card:
     "A GPU: how work is captured and timed on it."
 
-    ours = theirs = "cuda"
-    shapes = {(8192, 1024): 8, (8192, 4096): 4, (4096, 8192): 4}  # and how often in a graph
+    ours, processes, judges = "cuda", 12, True
+    shapes = {(8192, 4096): 4, (4096, 8192): 4, (8192, 1024): 8}  # and how often in a graph
     size, products, calls, rounds = 1 << 28, 8192, 200, 9
 
     def __init__(self):
-        self.backend = get_backend("cuda")
+        from minima import gpu
+
+        self.backend = register(gpu.backend)  # found by its name where minima is installed only
         self.cupy = self.backend.cupy
+        self.theirs = "cuda" if torch and torch.cuda.is_available() else None
 
     def name(self):
         "What it is called, and with which versions it was used."
         runtime = self.cupy.cuda.runtime
         card = runtime.getDeviceProperties(0)["name"].decode()
-        return f"{card}, CUDA {runtime.driverGetVersion()}, CuPy {self.cupy.__version__}"
+        versions = f"driver for CUDA {runtime.driverGetVersion()}, CuPy {self.cupy.__version__}"
+        return f"{card}, {versions}, NumPy {np.__version__}, PyTorch {torch and torch.__version__}"
 
     def wait(self):
         "Until all is done."
         self.cupy.cuda.Device().synchronize()
-        torch.cuda.synchronize()
 
     def captured(self, runs):
-        "All `runs`, of minima's, as one graph; and what must live as long."
-        cuda = self.cupy.cuda
-        stream, pool = self.backend.side_stream(), cuda.MemoryPool()
+        "All `runs`, of minima's, as one graph: what launches it, and holds what it works on."
+        from minima.gpu.graphs import capturing
+
+        stream, null = self.backend.side_stream(), self.cupy.cuda.Stream.null
         self.wait()
         with stream:
             for run in runs:
                 run()
             stream.synchronize()
-            with cuda.using_allocator(pool.malloc):
-                stream.begin_capture()
-                kept = [run() for run in runs]
-                graph = stream.end_capture()
-        return lambda: graph.launch(cuda.Stream.null), (graph, pool, kept)
+        with capturing(self.backend, None) as found:
+            kept = [run() for run in runs]
+        graph, pool = found
+        return lambda held=(runs, kept, pool): graph.launch(null)
 
     def captured_of_torch(self, runs):
         "All `runs`, of PyTorch's, as one graph."
-        self.wait()
         stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        self.wait()
         with torch.cuda.stream(stream):
-            for _ in range(3):
-                for run in runs:
-                    run()
-        torch.cuda.synchronize()
-        with torch.cuda.graph(graph):
+            for run in [*runs] * 3:
+                run()
+        self.wait()
+        with torch.cuda.graph(graph, stream=stream):
             kept = [run() for run in runs]
-        return graph.replay, (graph, kept)
+        return lambda held=(runs, kept): graph.replay()
 
     def timed(self, launch, rounds=15):
         "The median time of `launch`, as the card counts it, in microseconds."
-        event, times = self.cupy.cuda.Event, []
-        for _ in range(rounds):
-            start, end = event(), event()
-            start.record(self.cupy.cuda.Stream.null)
+        cuda, times = self.cupy.cuda, []
+        for _ in range(3 + rounds):  # the first ones warm up
+            start, end = cuda.Event(), cuda.Event()
+            start.record(cuda.Stream.null)
             launch()
-            end.record(self.cupy.cuda.Stream.null)
+            end.record(cuda.Stream.null)
             end.synchronize()
-            times.append(self.cupy.cuda.get_elapsed_time(start, end) * 1e3)
-        return median(times)
+            times.append(cuda.get_elapsed_time(start, end) * 1e3)
+        return median(times[3:])
 
     def poison(self):
         "Leave memory full of NaN to whoever takes it next."
-        for size in (1 << 10, 1 << 16, 1 << 20, 1 << 28):
+        for size in (1 << 10, 1 << 16, 1 << 20, 1 << 24):
             arrays = [self.cupy.full(size // 4, np.nan, "float32") for _ in range(8)]
             del arrays
 
@@ -114,15 +136,16 @@ class Card:
 class Pretended(Card):
     "No GPU at all."
 
-    ours, theirs = "mock", "cpu"
+    ours, processes, judges = "mock", 0, False
     shapes, size, products, calls, rounds = {(8, 64): 1, (4, 128): 1}, 1 << 10, 16, 2, 1
 
     def __init__(self):
-        from minima.gpu.graphs import with_graphs
-        from minima.gpu.library import pretended
+        from minima.gpu import cublas, graphs, library
+        from minima.testing import mock
 
-        self.backend = register(with_graphs(pretended()))
-        self.cupy = self.backend.cupy
+        card = library.Cuda(mock, cublas.Pretended(mock.launch), self.ours)
+        self.backend, self.cupy = register(graphs.with_graphs(card)), mock
+        self.theirs = "cpu" if torch else None
 
     def name(self):
         return "a pretended card, whose times mean nothing"
@@ -130,10 +153,8 @@ class Pretended(Card):
     def wait(self):
         pass
 
-    def captured(self, runs):
-        return lambda: [run() for run in runs], None
-
-    captured_of_torch = captured
+    def captured_of_torch(self, runs):
+        return lambda: [run() for run in runs]
 
     def timed(self, launch, rounds=3):
         start = perf_counter()
@@ -148,53 +169,210 @@ class Pretended(Card):
 
 
 class Report:
-    "Lines as they come: what, how much, of what, and the goal."
+    "Lines as they come: what, how much, of what, and the goal. Each is written down at once."
 
-    def __init__(self, only, judges):
-        self.only, self.judges, self.lines = only, judges, []
+    def __init__(self, path, judges=True, seconds=float("inf")):
+        self.path, self.judges, self.until = Path(path), judges, monotonic() + seconds
+        self.found = {"card": None, "parts": {}, "lines": [], "faults": []}
+        if self.path.exists():
+            self.found = json.loads(self.path.read_text())
 
-    def wants(self, part):
-        "Whether this part shall run; its title."
-        wanted = not self.only or any(word in part for word in self.only)
-        if wanted:
-            print(f"\n{part}")
-        return wanted
+    def left(self):
+        "How many seconds."
+        return self.until - monotonic()
 
-    def line(self, what, value, unit="", goal=None, more=""):
-        "Print and keep a line; `goal` is the least value that is good."
-        goal = goal if self.judges else None
-        verdict = "" if goal is None else f"goal {goal:g}: {'met' if value >= goal else 'MISSED'}"
-        print(f"  {what:58} {value:10.4g} {unit:9} {verdict} {more}".rstrip())
-        self.lines.append(dict(what=what, value=value, unit=unit, goal=goal, more=more))
+    def write(self):
+        "Write down all that was found so far."
+        self.path.write_text(json.dumps(self.found, indent=1))
+
+    def line(self, what, value, unit="", goal=None, more="", most=None):
+        "Print and keep a line; `goal` is the least value that is good, `most` the greatest."
+        goal, most = (goal, most) if self.judges else (None, None)
+        good = (goal is None or value >= goal) and (most is None or value <= most)
+        bounds = [
+            f"at {word} {n:g}" for word, n in (("least", goal), ("most", most)) if n is not None
+        ]
+        verdict = f"{', '.join(bounds)}: {'met' if good else 'MISSED'}" if bounds else ""
+        print(f"  {what:58} {value:10.4g} {unit:9} {verdict} {more}".rstrip(), flush=True)
+        line = dict(what=what, value=value, unit=unit, goal=goal, most=most, more=more, good=good)
+        self.found["lines"].append(line)
+        self.write()
+
+    def fault(self, what, error):
+        "Print and keep what went wrong."
+        text = f"{what}: {said(error)}"
+        print(f"  FAILED {text}", flush=True)
+        self.found["faults"].append(text)
+        self.write()
+
+    @contextmanager
+    def attempt(self, what):
+        "Note what fails in a `with` block, and go on; unless the card's context is broken."
+        try:
+            yield
+        except Exception as error:
+            self.fault(what, error)
+            traceback.print_exc()
+            if is_broken(error):
+                raise
+
+
+def said(error):
+    "What an error says, in a line."
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def is_broken(error):
+    "Whether nothing more can be done in this process: every call would fail like this one."
+    signs = (
+        "IllegalAddress",
+        "illegal memory",
+        "LaunchFailure",
+        "Misaligned",
+        "device-side assert",
+    )
+    return any(sign in str(error) for sign in (*signs, "unspecified launch failure"))
+
+
+def spread(card, work, items, report):
+    "What `work(card, item)` returns for each of the `items`, by several processes: (item, result)."
+    if not card.processes:
+        yield from ((item, _work(card, work, item)) for item in items)
+        return
+    pool = ProcessPoolExecutor(card.processes, FORK)
+    try:
+        jobs = {pool.submit(_work, card, work, item): item for item in items}
+        for job in as_completed(jobs, timeout=max(1, report.left())):
+            yield jobs[job], job.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _work(card, work, item):
+    return work(the(card), item)
+
+
+@cache
+def the(card):
+    "The card of this kind, made when this process first wants it: who forks may have none."
+    return card()
+
+
+# ---- does it work at all ----
+
+
+def machine(card, report):
+    "What it is called, and one of everything that the backend does."
+    card = the(card)
+    report.found["card"] = card.name()
+    print(f"  {card.name()}")
+    rng = np.random.default_rng(0)
+    small, large = rng.normal(size=4), rng.normal(size=(300, 70)).astype("float32")
+    a, b = rng.normal(size=(2, 33, 17)), rng.normal(size=(17, 21))
+    there = lambda x, dtype="float32": Tensor(x, device=card.ours).to(dtype)
+    equal = lambda x, y, tolerance=0.0: np.testing.assert_allclose(x, y, tolerance, tolerance)
+
+    def comes_back(x):
+        equal(Tensor(x, device=card.ours).numpy(), x)
+
+    def multiplies(dtype, tolerance):
+        product = there(a, dtype) @ there(b, dtype)
+        equal(product.to("float64").numpy(), a @ b, tolerance)
+
+    def is_captured():
+        double = mi.capture(lambda x: x * 2 + 1)
+        for i in range(4):
+            equal(double(there(large + i)).numpy(), (large + i) * 2 + 1, 1e-6)
+        assert double.recordings == 1, f"{double.recordings} recordings"
+
+    def shares():
+        x = there(large)
+        y = torch.from_dlpack(x)
+        y += 1
+        equal(x.numpy(), large + 1, 1e-6)
+        equal(Tensor(y, device=card.ours).numpy(), large + 1, 1e-6)
+
+    def follows_back():
+        x = Tensor(large, requires_grad=True)
+        (x.to(card.ours) * 3).sum().backward()
+        equal(x.grad.numpy(), np.full_like(large, 3))
+
+    checks = {
+        "a small array goes along with a launch": lambda: comes_back(small),
+        "a large array is fetched": lambda: comes_back(large),
+        "a gradient follows back": follows_back,
+        "products of float64": lambda: multiplies("float64", 1e-12),
+        "products of float32": lambda: multiplies("float32", 1e-4),
+        "products of float16": lambda: multiplies("float16", 2e-2),
+        "products of bfloat16": lambda: multiplies("bfloat16", 2e-1),
+        "a captured function is a graph": is_captured,
+    }
+    if card.theirs == "cuda":
+        checks["memory is shared with PyTorch"] = shares
+    for what, check in checks.items():
+        with report.attempt(what):
+            start = perf_counter()
+            check()
+            report.line(f"works: {what}", 1, goal=1, more=f"{perf_counter() - start:.1f} s")
+
+
+def compiled(card, name):
+    "Compile the kernel `name`, for which CuPy looks on the disk from now on."
+    from minima.kernels.launches import _compiled
+
+    start = perf_counter()
+    try:
+        _compiled(name)
+    except Exception as error:
+        return said(error), perf_counter() - start
+    return "", perf_counter() - start
+
+
+def kernels_compile(card, report):
+    "Every instance of every kernel, by several processes."
+    from minima.kernels.launches import instances
+
+    names, faults, seconds, start = instances(), [], 0.0, perf_counter()
+    work = compiled if card.processes else lambda card, name: ("", 0.0)
+    for name, (fault, took) in spread(card, work, names, report):
+        seconds += took
+        if fault:
+            faults.append(name)
+            report.fault(name, RuntimeError(fault))
+    report.line("kernels that compile", 1 - len(faults) / len(names), goal=1,
+                more=f"of {len(names)}, {seconds / len(names):.1f} s each, "
+                     f"{perf_counter() - start:.0f} s together")  # fmt: skip
 
 
 # ---- what the machine can do ----
 
 
-def ceilings(card, report):
-    "The rate of copies, in bytes per microsecond, and of products."
-    xp, n = card.backend.xp, card.size
-    sources = [xp.zeros(n // 4, dtype="float32") for _ in range(2)]
-    targets = [xp.empty_like(a) for a in sources]
+def copies(card):
+    "The rate of copies, in bytes per microsecond."
+    n, rng = card.size // 4, np.random.default_rng(0)
+    sources = [card.backend.xp.asarray(rng.standard_normal(n, "float32")) for _ in range(2)]
+    targets = [card.backend.xp.empty_like(a) for a in sources]
     runs = [lambda a=a, b=b: b.__setitem__(..., a) for a, b in zip(sources, targets)]
-    launch, kept = card.captured(runs)
-    copy = 2 * n * len(runs) / card.timed(launch)
-    report.line("copy", copy / 1e6, "TB/s")
+    return 2 * 4 * n * len(runs) / card.timed(card.captured(runs))
+
+
+def ceilings(card, report):
+    "The rates of copies and of products."
+    card = the(card)
     n = card.products
+    numbers = np.random.default_rng(0).standard_normal((n, n), "float32")
     for dtype in ("float32", *HALVES):
-        a = ops.astype(Tensor(np.ones((n, n), "float32"), device=card.ours), dtype=dtype)
-        b = torch.ones(n, n, dtype=getattr(torch, dtype), device=card.theirs)
-        launch, kept = card.captured([lambda a=a: a @ a])
-        theirs, kept_too = card.captured_of_torch([lambda b=b: b @ b])
-        times = [card.timed(launch), card.timed(theirs)]
-        rate = 2 * n**3 / times[0] / 1e6
-        report.line(
-            f"product of {n} x {n}, {dtype}",
-            rate,
-            "TFLOP/s",
-            more=f"torch {rate * times[0] / times[1]:.4g}",
-        )
-    return copy
+        with report.attempt(f"product of {n} x {n}, {dtype}"):
+            a, more = Tensor(numbers, device=card.ours).to(dtype), ""
+            time = card.timed(card.captured([lambda a=a: a @ a]))
+            rate = 2 * n**3 / time / 1e6
+            if card.theirs:
+                b = torch.tensor(numbers, device=card.theirs).to(getattr(torch, dtype))
+                theirs = card.timed(card.captured_of_torch([lambda b=b: b @ b]))
+                more = f"torch {rate * time / theirs:.4g}"
+            report.line(f"product of {n} x {n}, {dtype}", rate, "TFLOP/s", more=more)
+    with report.attempt("copies"):
+        report.line("copy", copies(card) / 1e6, "TB/s")
 
 
 # ---- is it right ----
@@ -217,17 +395,21 @@ def furthest(found, expected):
     return worst
 
 
-def on_card(f, arrays, card, dtype, cotangent=None):
-    "The value and the gradients of `f` on the card, as NumPy's arrays, wide."
-    leaves = [Tensor(a, device=card.ours) for a in arrays]
+def drawn(shape):
+    "A cotangent of this shape."
+    return np.random.default_rng(0).normal(size=shape)
+
+
+def on_device(f, arrays, device, dtype):
+    "The value and the gradients of `f` on a device, as NumPy's arrays, wide."
+    leaves = [Tensor(a, device=device) for a in arrays]
     leaves = [t.to(dtype) if t.dtype.kind == "f" else t for t in leaves]
     for t in leaves:
         t.requires_grad_(t.dtype.kind in "fV" and str(t.dtype) != "bool")
     y = f(*leaves)
     found = [y]
     if y.requires_grad:
-        (g,) = numbers(normal, [y.shape])
-        g = Tensor(g, device=card.ours, dtype="float32").to(y.dtype)
+        g = Tensor(drawn(y.shape), device=device, dtype="float32").to(y.dtype)
         found += grad(y, [t for t in leaves if t.requires_grad], g, allow_unused=True)
     return [t if t is None else wide(t.detach()).numpy() for t in found]
 
@@ -237,99 +419,276 @@ def wide(t):
     return t.to("float32") if t.dtype.kind == "V" else t
 
 
-def of_torch(f, arrays, card):
+def of_torch(f, arrays, device):
     "The same of PyTorch's `f`, in float32."
-    leaves = [torch.tensor(np.array(a), device=card.theirs) for a in arrays]
+    leaves = [torch.tensor(np.array(a), device=device) for a in arrays]
     leaves = [t.float().requires_grad_() if t.is_floating_point() else t for t in leaves]
     y = f(*leaves)
     found = [y]
     if y.requires_grad:
-        (g,) = numbers(normal, [tuple(y.shape)])
         wanted = [t for t in leaves if t.requires_grad]
-        g = torch.tensor(np.array(g), device=card.theirs, dtype=y.dtype)
+        g = torch.tensor(drawn(tuple(y.shape)), device=device, dtype=y.dtype)
         found += torch.autograd.grad(y, wanted, g, allow_unused=True)
     return [t if t is None else t.detach().cpu().numpy() for t in found]
 
 
-def correctness(card, report):
-    "Every operator beside PyTorch, every kernel beside its rule, steps beside the CPU's."
+def tried(row, compare):
+    "How many cases of a row `compare(shapes, settings)` has tried, and what was wrong with them."
+    count, faults = 0, []
+    for shapes, settings in row.cases():
+        count += 1
+        try:
+            fault = compare(shapes, settings)
+        except Exception as error:
+            fault = said(error)
+            if is_broken(error):
+                raise
+        if fault:
+            faults.append(f"{row.name} {shapes} {settings}: {fault}")
+    return count, faults
+
+
+def operators_agree(card, i):
+    "Compare an operator with PyTorch's, or the CPU's if PyTorch has it not."
+    from test_operators import ROWS, numbers
+
+    row = ROWS[i]
+
+    def compare(shapes, settings):
+        arrays = numbers(row.make, shapes)
+        found = on_device(row.ours_with(settings), arrays, card.ours, "float32")
+        try:
+            expected = of_torch(row.theirs_with(torch, settings), arrays, card.theirs or "cpu")
+        except (AttributeError, RuntimeError, TypeError, NotImplementedError) as error:
+            if is_broken(error):
+                raise
+            expected = on_device(row.ours_with(settings), arrays, "cpu", "float32")
+        difference = furthest(found, expected)
+        return f"differs by {difference:.2g}" if difference > 2e-4 else ""
+
     card.poison()
-    faults, count = [], 0
-    for row in ROWS:
-        for shapes, settings in row.cases():
-            arrays = numbers(row.make, shapes)
-            found = on_card(row.ours_with(settings), arrays, card, "float32")
-            try:
-                expected = of_torch(row.theirs_with(torch, settings), arrays, card)
-            except (RuntimeError, TypeError, NotImplementedError):
-                continue  # PyTorch has not got it in this dtype
-            count += 1
-            if furthest(found, expected) > 2e-4:
-                faults.append(f"{row.name} {shapes} {settings}")
-    report.line(
-        "operators that agree with PyTorch",
-        1 - len(faults) / count,
-        goal=1,
-        more=" ".join(faults[:5]),
-    )
-    faults, count = [], 0
-    for row in ROWS:
-        op = getattr(ops, row.name.partition(",")[0], None)
-        kernels = getattr(getattr(op, "readings", None), "kernels", None)
-        if kernels is None or kernels.find(card.backend.name) is None:
-            continue
-        for dtype, tolerance in (("float32", 1e-5), ("float16", 5e-3), ("bfloat16", 4e-2)):
-            for shapes, settings in row.cases():
-                arrays = numbers(row.make, shapes)
-                both = []
-                for context in (nullcontext, kernels_off):
-                    card.poison()
-                    with context():
-                        both.append(on_card(row.ours_with(settings), arrays, card, dtype))
-                count += 1
-                if furthest(*both) > tolerance:
-                    faults.append(f"{row.name} {dtype} {shapes} {settings}")
-    report.line(
-        "kernels that agree with their rules",
-        1 - len(faults) / max(count, 1),
-        goal=1,
-        more=f"of {count} " + " ".join(faults[:5]),
-    )
-    worst = 0.0
-    for make in (optim.SGD, optim.Adam, optim.AdamW):
-        ends = [trained(card, device, make) for device in ("cpu", card.ours)]
-        worst = max(worst, furthest(*ends))
-    report.line(
-        "steps of optimizers: difference from the CPU's", worst, more="at most 1e-4 is good"
-    )
+    return tried(row, compare)
 
 
-def trained(card, device, make):
+def kernels_agree(card, i):
+    "Compare the kernel of an operator, if it has one, with its rule."
+    from test_operators import ROWS, numbers
+
+    row, count, faults = ROWS[i], 0, []
+    op = getattr(ops, row.name.partition(",")[0], None)
+    kernels = getattr(getattr(op, "readings", None), "kernels", None)
+    if kernels is None or kernels.find(card.backend.name) is None:
+        return 0, []
+    for dtype, tolerance in (("float32", 1e-5), ("float16", 5e-3), ("bfloat16", 4e-2)):
+
+        def compare(shapes, settings, dtype=dtype, tolerance=tolerance):
+            arrays, both = numbers(row.make, shapes), []
+            for context in (nullcontext, kernels_off):
+                card.poison()
+                with context():
+                    both.append(on_device(row.ours_with(settings), arrays, card.ours, dtype))
+            difference = furthest(*both)
+            return f"in {dtype} differs by {difference:.2g}" if difference > tolerance else ""
+
+        found = tried(row, compare)
+        count, faults = count + found[0], faults + found[1]
+    return count, faults
+
+
+def table(work, what):
+    "A part that tries every row of the table of operators by `work`."
+
+    def part(card, report):
+        from test_operators import ROWS
+
+        count, wrong, rows = 0, 0, 0
+        try:
+            for _, (tried, faults) in spread(card, work, range(len(ROWS)), report):
+                count, wrong, rows = count + tried, wrong + len(faults), rows + 1
+                for fault in faults:
+                    report.fault(what, AssertionError(fault))
+        except TimeoutError:
+            print(f"  no time for more than {rows} of {len(ROWS)} rows")
+        report.line(what, 1 - wrong / count if count else 0.0, goal=1,
+                    more=f"of {count} cases, {rows} of {len(ROWS)} rows")  # fmt: skip
+
+    return part
+
+
+def trained(device, make):
     "The weights after five steps, captured where it can be."
     mi.manual_seed(0)
     model = nn.Sequential(
         nn.Linear(20, 32), nn.GELU(), nn.FusedDropoutLayerNorm(32), nn.Linear(32, 5)
     )
     model, rng = model.to(device), np.random.default_rng(0)
-    step = mi.capture(training_step(model, make(model.parameters(), lr=0.01)))
+    step = mi.capture(step_of(model, make(model.parameters(), lr=0.01), nn.CrossEntropyLoss()))
     for _ in range(5):
         x, y = rng.normal(size=(64, 20)).astype("float32"), rng.integers(0, 5, 64)
         step(Tensor(x, device=device), Tensor(y, device=device))
     return [p.data.numpy() for p in model.parameters()]
 
 
-def training_step(model, optimizer):
-    "A step of training, as a function of a batch."
-    loss_fn = nn.CrossEntropyLoss()
+kernels_table = table(kernels_agree, "kernels that agree with their rules")
 
-    def step(x, y):
-        optimizer.zero_grad()
-        loss = loss_fn(model(x), y)
-        loss.backward()
-        optimizer.step()
-        return loss
 
-    return step
+def kernels(card, report):
+    "Every kernel beside its rule, and captured steps beside the CPU's."
+    kernels_table(card, report)
+    card = the(card)
+    for make in (optim.SGD, optim.Adam, optim.AdamW):
+        with report.attempt(f"captured steps of {make.__name__}"):
+            worst = furthest(trained(card.ours, make), trained("cpu", make))
+            what = f"captured steps of {make.__name__}: difference from the CPU's"
+            report.line(what, worst, most=1e-4)
+
+
+# ---- dropout and layer norm in one ----
+
+
+def buffers(card, shape):
+    "Sets of x, g, weight and bias, random and on the card, in float32: ours, and theirs."
+    rng, dim, sets = np.random.default_rng(0), shape[-1], []
+    base = rng.standard_normal(shape, "float32")
+    for i in range(SETS):
+        rows = rng.standard_normal((2, dim), "float32")
+        arrays = [np.roll(base, i, 0), np.roll(base, i + 7, 1), *rows]
+        theirs = [torch.tensor(a, device=card.theirs) for a in arrays] if card.theirs else None
+        sets.append(([Tensor(a, device=card.ours) for a in arrays], theirs))
+    return sets
+
+
+def leaves(tensors, dtype):
+    "x, weight and bias as leaves, and the cotangent, in another dtype: (x, g, weight, bias)."
+    kind = dtype if isinstance(tensors[0], Tensor) else getattr(torch, dtype)
+    x, g, weight, bias = (t.detach().to(kind) for t in tensors)
+    return x.requires_grad_(), g, weight.requires_grad_(), bias.requires_grad_()
+
+
+def eager(x, weight, bias):
+    "PyTorch's layers, one after the other."
+    dropped = torch.nn.functional.dropout(x, P)
+    return torch.nn.functional.layer_norm(dropped, x.shape[-1:], weight, bias, EPS)
+
+
+def ways(sets, f, pull):
+    "For each set of buffers, what to run: forward, and both ways."
+    forward = [lambda s=s: f(s[0], s[2], s[3]) for s in sets]
+    both = [lambda s=s: pull(f(s[0], s[2], s[3]), (s[0], s[2], s[3]), s[1]) for s in sets]
+    return {"forward": forward, "both ways": both}
+
+
+def backward(sets, f):
+    "For each set of buffers, the way back from a value that was made before."
+    made = [(f(s[0], s[2], s[3]), (s[0], s[2], s[3]), s[1]) for s in sets]
+    return [lambda m=m: grad(m[0], list(m[1]), m[2], retain_graph=True) for m in made]
+
+
+def fused(card, report):
+    "FusedDropoutLayerNorm's operation beside PyTorch, as a part of what copies reach."
+    card = the(card)
+    copy = copies(card)
+    for shape, repeats in card.shapes.items():
+        sets = buffers(card, shape)
+        for dtype in ("float32", *HALVES):
+            with report.attempt(f"{shape[0]} x {shape[1]}, {dtype}"):
+                fused_in(card, report, copy, shape, repeats, sets, dtype)
+
+
+GOALS = {1024: ((0.75, 0.65), (0.60, 0.50)), 4096: ((0.9, 0.8), (0.85, 0.7))}
+GOALS[8192] = GOALS[4096]
+RIVALS = [
+    ("torch", "forward", 2.5),
+    ("torch", "both ways", 2.0),
+    ("torch.compile", "both ways", 0.9),
+]
+
+
+def fused_in(card, report, copy, shape, repeats, sets, dtype):
+    "The same for one shape and dtype."
+    label, times = f"{shape[0]} x {shape[1]}, {dtype}", {}
+    draw = Tensor(np.array([3, 5], np.uint64), device=card.ours)
+    op = lambda x, w, b: ops.dropout_add_layer_norm(x, None, w, b, draw, p=P, eps=EPS)
+    pull = lambda y, wanted, g: grad(y, list(wanted), g)
+    mine = [leaves(ours, dtype) for ours, _ in sets]
+    clock = lambda capture, runs: card.timed(capture([*runs] * repeats)) / (repeats * SETS)
+
+    difference = differs(mine[0], op, pull)
+    most = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}[dtype]
+    report.line(f"{label}: difference from the rule", difference, most=most)
+    for way, runs in (ways(mine, op, pull) | {"backward": backward(mine, op)}).items():
+        times["minima", way] = clock(card.captured, runs)
+    size = np.prod(shape) * (4 if dtype == "float32" else 2)
+    goals = GOALS.get(shape[1], ((None, None),) * 2)[dtype != "float32"]
+    for way, arrays, goal in (("forward", 2, goals[0]), ("backward", 3, goals[1])):
+        t = times["minima", way]
+        part = arrays * size / t / copy
+        report.line(f"{label}: {way}, part of copies", part, goal=goal, more=f"{t:.1f} us")
+    if not card.theirs:
+        return
+    rivals, theirs = {"torch": lambda: eager}, [leaves(theirs, dtype) for _, theirs in sets]
+    pull = lambda y, wanted, g: torch.autograd.grad(y, wanted, g)
+    if report.left() > 25:  # the compiler takes its time
+        rivals["torch.compile"] = lambda: compiled_by_torch(card)
+    for name, make in rivals.items():
+        with report.attempt(f"{label}: {name}"):
+            for way, runs in ways(theirs, make(), pull).items():
+                times[name, way] = clock(card.captured_of_torch, runs)
+    for name, way, goal in RIVALS:
+        if (name, way) in times:
+            ratio, more = times[name, way] / times["minima", way], f"{times[name, way]:.1f} us"
+            what = f"{label}: {way}, times as fast as {name}"
+            report.line(what, ratio, goal=goal if shape[1] in GOALS else None, more=more)
+
+
+def differs(leaves, op, pull):
+    "The furthest that value and gradients of a kernel are from its rule's, found out on the card."
+    x, g, weight, bias = leaves
+    found, worst = [], 0.0
+    for context in (nullcontext, kernels_off):
+        with context():
+            y = op(x, weight, bias)
+            found.append([y, *pull(y, (x, weight, bias), g)])
+    for a, b in zip(*found, strict=True):
+        a, b = (t.detach().to("float32") for t in (a, b))
+        furthest, scale = ((t.abs().max()).item() for t in (a - b, b))
+        worst = np.maximum(worst, furthest / max(1.0, scale))  # NaN, if there is one
+    return float(worst)
+
+
+def compiled_by_torch(card):
+    "PyTorch's layers, compiled anew, for one shape and dtype."
+    if card.theirs != "cuda":
+        return eager
+    torch._dynamo.reset()  # after a few shapes it would give up, or compile for all of them
+    return torch.compile(eager, dynamic=False)
+
+
+def variants(card, report):
+    "What random bits, wide loads, and the kernel itself are worth, forward."
+    card = the(card)
+    shape = next(iter(card.shapes))
+    draw = Tensor(np.array([3, 5], np.uint64), device=card.ours)
+    sets = [ours for ours, _ in buffers(card, shape)]
+    for dtype in ("float32", "bfloat16"):
+        even = [[t.detach().to(dtype) for t in ours] for ours in sets]
+        odd = [[x[:, 1:] * 1, None, weight[1:] * 1, bias[1:] * 1] for x, _, weight, bias in even]
+        kinds = {
+            "as it is": (even, draw, nullcontext),
+            "nothing dropped": (even, None, nullcontext),
+            "rows of an odd length": (odd, draw, nullcontext),
+            "by the rule": (even, draw, kernels_off),
+        }
+        for what, (arrays, how, context) in kinds.items():
+            with report.attempt(what), context():
+                runs = [
+                    lambda t=t, how=how: ops.dropout_add_layer_norm(
+                        t[0], None, t[2], t[3], how, p=P if how is not None else 0.0, eps=EPS
+                    )
+                    for t in arrays
+                ]
+                time = card.timed(card.captured(runs)) / SETS
+                report.line(f"{shape[0]} x {shape[1]}, {dtype}: {what}", time, "us")
 
 
 # ---- what a launch costs the host ----
@@ -337,28 +696,27 @@ def training_step(model, optimizer):
 
 def overheads(card, report):
     "Microseconds of the host for one launch, of several kinds."
+    card = the(card)
     xp, n = card.backend.xp, card.calls
     a = xp.zeros(64, dtype="float32")
-    x, t = Tensor(a), torch.zeros(64, device=card.theirs)
-    words = np.zeros(2, np.uint64)
-    small = xp.zeros(2, dtype="uint64")
+    x, words, small = Tensor(a), np.zeros(2, np.uint64), xp.zeros(2, dtype="uint64")
     kinds = {
-        "a kernel of ours": lambda: card.backend.door.write(small, words),
-        "a function of CuPy's, into an array": lambda: xp.add(a, a, out=a),
-        "a function of CuPy's": lambda: a + a,
-        "an operation of minima's": lambda: x + x,
-        "an operation of PyTorch's": lambda: t + t,
-        "a graph": card.captured([lambda: a + a])[0],
+        "a kernel of ours": lambda: lambda: card.backend.door.write(small, words),
+        "a function of CuPy's, into an array": lambda: lambda: xp.add(a, a, out=a),
+        "a function of CuPy's": lambda: lambda: a + a,
+        "an operation of minima's": lambda: lambda: x + x,
+        "an operation of PyTorch's": lambda: of_pytorch(card),
+        "a graph": lambda: card.captured([lambda: a + a]),
+        "a kernel of numba's": lambda: of_numba(a),
     }
-    with suppress(ImportError, RuntimeError):
-        from numba import cuda
-
-        empty = cuda.jit(lambda out: None)
-        kinds["a kernel of numba's"] = lambda: empty[1, 32](a)
-    for what, run in kinds.items():
-        with suppress(Exception):  # numba may be here, and CUDA not for it
+    for what, make in kinds.items():
+        try:
+            run, times = make(), []
             run()
-            times = []
+        except Exception as error:  # these may be missing
+            print(f"  {what}: {said(error)[:100]}")
+            continue
+        with report.attempt(what):
             for _ in range(card.rounds):
                 card.wait()
                 start = perf_counter()
@@ -368,243 +726,168 @@ def overheads(card, report):
             report.line(what, median(times), "us")
 
 
-# ---- dropout and layer norm in one ----
+def of_pytorch(card):
+    "A sum in PyTorch."
+    t = torch.zeros(64, device=card.theirs)
+    return lambda: t + t
 
 
-def buffers(card, shape, dtype):
-    "Sets of x, g, weight and bias, as NumPy's would be, but random and on the card; ours, theirs."
-    rng, dim = np.random.default_rng(0), shape[-1]
-    base = rng.normal(size=shape).astype("float32")
-    sets = []
-    for i in range(SETS):
-        arrays = [
-            np.roll(base, i, 0),
-            np.roll(base, i + 7, 1),
-            rng.normal(size=dim),
-            rng.normal(size=dim),
-        ]
-        ours = [Tensor(a, device=card.ours, dtype="float32").to(dtype) for a in arrays]
-        theirs = [torch.tensor(a, device=card.theirs).to(getattr(torch, dtype)) for a in arrays]
-        for leaves in (ours, theirs):
-            for j in (0, 2, 3):
-                leaves[j].requires_grad_()
-        sets.append((ours, theirs))
-    return sets
+def of_numba(a):
+    "A kernel of numba's that does nothing."
+    from numba import cuda
 
-
-def eager(x, weight, bias):
-    "PyTorch's layers, one after the other."
-    dropped = torch.nn.functional.dropout(x, P)
-    return torch.nn.functional.layer_norm(dropped, x.shape[-1:], weight, bias, EPS)
-
-
-def forward_and_backward(sets, f, pull):
-    "For each set of buffers: the way forward, and the way back from a value made before."
-    forward, backward = [], []
-    for leaves in sets:
-        x, g, weight, bias = leaves
-        y = f(x, weight, bias)
-        forward.append(lambda x=x, w=weight, b=bias: f(x, w, b))
-        backward.append(lambda y=y, g=g, wanted=(x, weight, bias): pull(y, wanted, g))
-    return forward, backward
-
-
-def fused(card, report, copy):
-    "FusedDropoutLayerNorm's operation beside PyTorch, as a part of what copies reach."
-    goals = {1024: ((0.75, 0.65), (0.60, 0.50)), 4096: ((0.9, 0.8), (0.85, 0.7))}
-    goals[8192] = goals[4096]
-    compiled = torch.compile(eager) if card.theirs == "cuda" else eager
-    pull_theirs = lambda y, wanted, g: torch.autograd.grad(y, wanted, g, retain_graph=True)
-    pull_ours = lambda y, wanted, g: grad(y, list(wanted), g, retain_graph=True)
-    draw = Tensor(np.array([3, 5], np.uint64), device=card.ours)
-    ours = lambda x, w, b: ops.dropout_add_layer_norm(x, None, w, b, draw, p=P, eps=EPS)
-    for (shape, repeats), dtype in (
-        (s, d) for s in card.shapes.items() for d in ("float32", *HALVES)
-    ):
-        sets = buffers(card, shape, dtype)
-        size = np.prod(shape) * (4 if dtype == "float32" else 2)
-        mine = forward_and_backward([s for s, _ in sets], ours, pull_ours)
-        times = {}
-        for name, capture, ways in (
-            ("minima", card.captured, mine),
-            (
-                "torch",
-                card.captured_of_torch,
-                forward_and_backward([s for _, s in sets], eager, pull_theirs),
-            ),
-            (
-                "torch.compile",
-                card.captured_of_torch,
-                forward_and_backward([s for _, s in sets], compiled, pull_theirs),
-            ),
-        ):
-            try:
-                for way, runs in zip(("forward", "backward"), ways):
-                    launch, kept = capture([*runs] * repeats)
-                    times[name, way] = card.timed(launch) / (repeats * SETS)
-            except Exception as error:  # PyTorch's compiler may be missing
-                print(f"  {name} cannot: {type(error).__name__}: {str(error).splitlines()[0][:80]}")
-        label = f"{shape[0]} x {shape[1]}, {dtype}"
-        wide = goals.get(shape[1], ((None, None),) * 2)[dtype != "float32"]
-        for way, arrays, goal in (("forward", 2, wide[0]), ("backward", 3, wide[1])):
-            t = times["minima", way]
-            report.line(
-                f"{label}: {way}, part of copies",
-                arrays * size / t / copy,
-                goal=goal,
-                more=f"{t:.1f} us",
-            )
-        both = {
-            name: times[name, "forward"] + times[name, "backward"]
-            for name, way in times
-            if way == "backward"
-        }
-        rivals = [
-            ("torch", "forward", 2.5),
-            ("torch", "both ways", 2.0),
-            ("torch.compile", "both ways", 0.9),
-        ]
-        for name, way, goal in rivals:
-            if (name, "backward") in times:
-                ratio = (
-                    both[name] / both["minima"]
-                    if way == "both ways"
-                    else times[name, way] / times["minima", way]
-                )
-                report.line(
-                    f"{label}: {way}, times as fast as {name}",
-                    ratio,
-                    goal=goal if goals.get(shape[1]) else None,
-                )
-
-
-def variants(card, report):
-    "What random bits, wide loads, and the kernel itself are worth, forward."
-    shape = max(card.shapes, key=lambda s: s[0] * s[1])
-    draw = Tensor(np.array([3, 5], np.uint64), device=card.ours)
-    for dtype in ("float32", "bfloat16"):
-        sets = [ours for ours, _ in buffers(card, shape, dtype)]
-        wide = [Tensor(np.zeros((shape[0], shape[1] + 1), "float32"), device=card.ours).to(dtype)]
-        odd = [(t[0].detach()[:, 1:], t[1], t[2].detach()[1:], t[3].detach()[1:]) for t in sets]
-        kinds = {
-            "as it is": (sets, draw, nullcontext),
-            "nothing dropped": (sets, None, nullcontext),
-            "rows of an odd length": (odd, draw, nullcontext),
-            "by the rule": (sets, draw, kernels_off),
-        }
-        del wide
-        for what, (arrays, how, context) in kinds.items():
-            with context():
-                runs = [
-                    lambda t=t, how=how: ops.dropout_add_layer_norm(
-                        t[0], None, t[2], t[3], how, p=P if how is not None else 0.0, eps=EPS
-                    )
-                    for t in arrays
-                ]
-                launch, kept = card.captured(runs)
-                report.line(
-                    f"{shape[0]} x {shape[1]}, {dtype}: {what}", card.timed(launch) / SETS, "us"
-                )
+    kernel = cuda.jit(lambda out: None)
+    return lambda: kernel[1, 32](a)
 
 
 # ---- small models ----
 
 
 def steps(card, report):
-    "Training steps per second: as they are, as graphs, and PyTorch's."
+    "Training steps: as they are, as graphs, and PyTorch's."
+    card = the(card)
     models = {"digits, 64-64-10": ((64, 64, 10), 64), "784-512-512-10": ((784, 512, 512, 10), 128)}
     for label, (sizes, batch) in models.items():
-        rng = np.random.default_rng(0)
-        x = rng.normal(size=(batch, sizes[0])).astype("float32")
-        y = rng.integers(0, sizes[-1], batch)
-        ours = [Tensor(a, device=card.ours) for a in (x, y)]
-        theirs = [torch.tensor(a, device=card.theirs) for a in (x, y)]
-        runs = {}
-        for name, library, wrap in (("eager", nn, lambda f: f), ("captured", nn, mi.capture)):
-            model = mlp(library, sizes).to(card.ours)
-            runs[name] = wrap(training_step(model, optim.Adam(model.parameters())))
-        model = mlp(torch.nn, sizes).to(card.theirs)
-        runs["torch"] = torch_step(model, torch.optim.Adam(model.parameters()))
-        times = {}
-        for name, step in runs.items():
-            given = theirs if name == "torch" else ours
-            for _ in range(5):
-                step(*given)
-            rounds = []
-            for _ in range(card.rounds):
-                card.wait()
-                start = perf_counter()
-                for _ in range(card.calls):
-                    step(*given)
-                card.wait()
-                rounds.append((perf_counter() - start) / card.calls * 1e6)
-            times[name] = median(rounds)
-        for name in ("eager", "captured"):
-            goal = 3.0 if name == "captured" and "digits" in label else None
-            report.line(
-                f"{label}: {name}, times as fast as torch", times["torch"] / times[name],
-                goal=goal, more=f"{times[name]:.0f} us, torch {times['torch']:.0f} us",
-            )  # fmt: skip
+        with report.attempt(label):
+            times = step_times(card, sizes, batch)
+            rival = times.get("torch")
+            for name in ("eager", "captured"):
+                goal = 3.0 if name == "captured" and "digits" in label and rival else None
+                more = f"{times[name]:.0f} us" + (f", torch {rival:.0f} us" if rival else "")
+                what = f"{label}: {name}, times as fast as torch"
+                report.line(what, (rival or np.nan) / times[name], goal=goal, more=more)
 
 
-def mlp(library, sizes):
-    "Linear layers with ReLU between them."
-    members = []
-    for n, m in zip(sizes, sizes[1:]):
-        members += [library.Linear(n, m), library.ReLU()]
-    return library.Sequential(*members[:-1])
-
-
-def torch_step(model, optimizer):
-    "A step of training with PyTorch."
-    loss_fn = torch.nn.CrossEntropyLoss()
-
-    def step(x, y):
-        optimizer.zero_grad()
-        loss_fn(model(x), y).backward()
-        optimizer.step()
-
-    return step
+def step_times(card, sizes, batch):
+    "Microseconds of a step, by who makes it, in turns."
+    rng, runs = np.random.default_rng(0), {}
+    x = rng.standard_normal((batch, sizes[0]), "float32")
+    y = rng.integers(0, sizes[-1], batch)
+    given = [Tensor(a, device=card.ours) for a in (x, y)]
+    for name, wrap in (("eager", lambda f: f), ("captured", mi.capture)):
+        model = layers(nn, sizes).to(card.ours)
+        step = wrap(step_of(model, optim.Adam(model.parameters()), nn.CrossEntropyLoss()))
+        runs[name] = lambda step=step: step(*given)
+    if card.theirs:
+        model = layers(torch.nn, sizes).to(card.theirs)
+        adam = torch.optim.Adam(model.parameters())
+        step, theirs = (
+            step_of(model, adam, torch.nn.CrossEntropyLoss()),
+            [torch.tensor(a, device=card.theirs) for a in (x, y)],
+        )
+        runs["torch"] = lambda: step(*theirs)
+    times = {name: [] for name in runs}
+    for run in runs.values():
+        for _ in range(5):
+            run()
+    for _ in range(card.rounds):
+        for name, run in runs.items():
+            card.wait()
+            start = perf_counter()
+            for _ in range(card.calls):
+                run()
+            card.wait()
+            times[name].append((perf_counter() - start) / card.calls * 1e6)
+    return {name: median(found) for name, found in times.items()}
 
 
 # ---- all of it ----
 
+PARTS = {  # by title: what runs, and how many seconds it may take
+    "machine: does it work at all": (machine, 60),
+    "compile: every kernel": (kernels_compile, 120),
+    "ceilings: what the machine can do": (ceilings, 45),
+    "kernels: do they compute what their rules do": (kernels, 100),
+    "fused: dropout and layer norm in one": (fused, 170),
+    "steps of small models": (steps, 45),
+    "overheads: what a launch costs the host": (overheads, 40),
+    "variants of the kernel, forward": (variants, 40),
+    "operators: do they compute what PyTorch's do": (
+        table(operators_agree, "operators that agree with PyTorch"), 150,
+    ),
+}  # fmt: skip
+
+
+def run_part(run, card, path, seconds):
+    "What the process of a part does; it has some time left at the end to say what it has found."
+    os.setsid()
+    report = Report(path, card.judges, 0.9 * seconds)
+    status = 1
+    try:
+        run(card, report)
+        status = 0
+    except BaseException as error:
+        report.fault(f"{run.__name__} ended", error)
+        traceback.print_exc()
+    finally:
+        report.write()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def in_a_process(run, card, path, seconds):
+    "Run a part; returns how it ended."
+    process = FORK.Process(target=run_part, args=(run, card, path, seconds))
+    sys.stdout.flush()
+    process.start()
+    process.join(seconds)
+    late = process.is_alive()
+    try:
+        os.killpg(process.pid, signal.SIGKILL)  # it, and what it has started
+    except ProcessLookupError:
+        pass
+    process.join()
+    return f"stopped after {seconds:.0f} s" if late else {0: "done"}.get(process.exitcode, "FAILED")
+
+
+def why_not():
+    "What this machine lacks, found out in a process of its own; nothing if it can compute."
+    with ProcessPoolExecutor(1, FORK) as pool:
+        return pool.submit(available).result()[1]
+
 
 def main(argv=None):
-    "Run the parts that are wanted."
+    "Run the parts that are wanted; returns what was found."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", default=(), help="words in the titles of parts")
     parser.add_argument("--json", help="where to write all lines")
+    parser.add_argument("--seconds", type=float, default=460, help="how long all may take")
     parser.add_argument("--mock", action="store_true", help="on a pretended card")
     args = parser.parse_args(argv)
-    if not args.mock:
-        can, why = available()
-        if not can or not torch.cuda.is_available():
-            sys.exit(f"{why or 'PyTorch finds no GPU'}; --mock runs without one")
-    card, report = Pretended() if args.mock else Card(), Report(args.only, judges=not args.mock)
-    print(card.name(), f"PyTorch {torch.__version__}", sep=", ")
-    copy = ceilings(card, report) if report.wants("ceilings: what the machine can do") else None
-    if report.wants("correctness: operators, kernels, steps"):
-        correctness(card, report)
-    if report.wants("overheads: what a launch costs the host"):
-        overheads(card, report)
-    if report.wants("fused: dropout and layer norm in one"):
-        fused(card, report, copy or ceilings(card, report))
-    if report.wants("variants of the kernel, forward"):
-        variants(card, report)
-    if report.wants("steps of small models"):
-        steps(card, report)
-    missed = [line for line in report.lines if line["goal"] and line["value"] < line["goal"]]
-    print(
-        f"\n{len(report.lines)} lines, {len(missed)} goals missed"
-        + " (times mean nothing)" * args.mock
-    )
-    if args.json:
-        Path(args.json).write_text(
-            json.dumps({"card": card.name(), "lines": report.lines}, indent=1)
-        )
-    return report
+    if not args.mock and (why := why_not()):
+        sys.exit(f"{why}; --mock runs without one")
+    path = Path(args.json or Path(tempfile.mkdtemp()) / "gpu.json")
+    path.unlink(missing_ok=True)
+    card, start = Pretended if args.mock else Card, monotonic()
+    for title, (run, limit) in PARTS.items():
+        if args.only and not any(word in title for word in args.only):
+            continue
+        left, began = args.seconds - (monotonic() - start), monotonic()
+        print(f"\n{title}", flush=True)
+        ended = in_a_process(run, card, path, min(limit, left)) if left > 5 else "no time left"
+        report = Report(path, card.judges)
+        report.found["parts"][title] = ended
+        report.write()
+        print(f"  {ended}, {monotonic() - began:.0f} s", flush=True)
+    return summary(Report(path, card.judges), args.mock)
+
+
+def summary(report, mock):
+    "Print what was found, in short; returns it."
+    found = report.found
+    missed = [line["what"] for line in found["lines"] if not line["good"]]
+    print(f"\n{found['card']}" + " (times mean nothing)" * mock)
+    print(f"{len(found['lines'])} lines; parts:")
+    for title, ended in found["parts"].items():
+        print(f"  {title}: {ended}")
+    for title, texts in (("goals missed", missed), ("failures", found["faults"])):
+        print(f"{len(texts)} {title}")
+        for text in texts[:40]:
+            print(f"  {text}")
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    done = main()
+    sys.exit(bool(done["faults"]) or any(ended != "done" for ended in done["parts"].values()))

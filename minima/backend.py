@@ -141,6 +141,9 @@ class Backend:
         "NumPy's `array`, where this library can fetch it by itself, while others compute."
         return array
 
+    def follow(self, array):
+        "Make the device of `array` the current one: what is made from now on lies there."
+
     def beside(self, array):
         "The namespace, for what is to be where `array` is."
         return self.xp
@@ -363,7 +366,7 @@ def replaceable(
     @wraps(function)
     def apply(array, *args, **settings):
         backend = backend_of(array)
-        backend.beside(array)  # so that what is made lies there, too
+        backend.follow(array)
         kernel = kernels.find(backend.name)
         if kernel is not None and backend.lifts is not None:
             args, settings = backend.lifts(function, args, settings)

@@ -1,7 +1,8 @@
 "What all tests share: one thread, repeatable examples, and PyTorch as the oracle."
 
 import os
-from importlib.util import find_spec
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 
 from run_notebooks import THREADS
 
@@ -49,3 +50,14 @@ def torch():
     if oracle is None:
         pytest.skip("torch is not installed, so there is nothing to compare with")
     return oracle
+
+
+@pytest.fixture
+def gpu_script(monkeypatch):
+    "benchmarks/gpu.py as a module."
+    folder = Path(__file__).parent.parent / "benchmarks"
+    monkeypatch.syspath_prepend(str(folder))
+    spec = spec_from_file_location("gpu_script", folder / "gpu.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,10 +1,13 @@
 "The backend for GPUs, on a pretended CuPy: numbers, places, waits, errors. No GPU is needed."
 
 import ast
+import ctypes
 import importlib
 import inspect
+import re
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,19 +25,19 @@ from minima import data, nn, optim
 from minima.autograd import Tensor, from_dlpack, grad
 from minima.backend import backend_of, get_backend, kernels_off, register
 from minima.gpu import cards
-from minima.gpu.cublas import _TYPES, Cublas, Pretended, distance, layout
-from minima.gpu.library import _PUT, pretended
-from minima.random import manual_seed
+from minima.gpu.cublas import _TYPES, SIGNATURES, Cublas, Pretended, distance, layout
+from minima.gpu.library import _PUT, Cuda
+from minima.random import Generator, get_rng_state, manual_seed
 from minima.testing import check_backend, mock
 from minima.trainer import Trainer
 
-GPU = "mock"
+GPU, ROOT = "mock", Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def backend():
     mock.reset(devices=2)
-    yield register(pretended(GPU))
+    yield register(Cuda(mock, Pretended(mock.launch), GPU))
     del registry._by_name[GPU], registry._by_type[mock.ndarray]
 
 
@@ -272,6 +275,14 @@ def test_a_device_that_the_machine_lacks_is_named_with_those_it_has(card):
         Tensor([1.0], device="mock:2")
 
 
+def test_of_one_card_there_is_only_one(monkeypatch):
+    mock.reset(devices=1)
+    one = Cuda(mock, Pretended(mock.launch), "single")
+    monkeypatch.setitem(registry._by_name, "single", one)
+    with pytest.raises(RuntimeError, match="no device 'single:3': there is only single:0 here"):
+        Tensor([1.0], device="single:3")
+
+
 def test_small_numbers_go_along_with_a_launch_and_large_ones_by_pinned_memory(card):
     door, rng = card.door, np.random.default_rng(0)
     for a in (np.uint64([2**63 + 5, 7]), np.float64(3.5), np.arange(63).astype("int8"), True):
@@ -305,6 +316,68 @@ def test_draws_are_the_same_on_every_device(card):
         found.append(drop(Tensor(x, device=device)).tolist())
         assert generator.get_state() == {"seed": 3, "offset": 1}
     assert found[0] == found[1] == found[2]
+
+
+def test_what_is_drawn_for_one_device_changes_nothing_for_another(card):
+    x, alone = np.ones((40, 3)), {}
+    for device in ("cpu", GPU, f"{GPU}:1"):
+        drop = nn.Dropout(0.5, generator=Generator(3))
+        alone[device] = [drop(Tensor(x, device=device)).tolist() for _ in range(3)]
+    drops = {device: nn.Dropout(0.5, generator=Generator(3)) for device in alone}
+    together = {device: [] for device in alone}
+    for _ in range(3):
+        for device, drop in drops.items():
+            together[device].append(drop(Tensor(x, device=device)).tolist())
+    assert together == alone and alone["cpu"] == alone[GPU] == alone[f"{GPU}:1"]
+
+
+def test_training_begun_on_the_cpu_goes_on_on_the_card_with_the_same_draws(card, tmp_path):
+    rng = np.random.default_rng(0)
+    dataset = data.TensorDataset(Tensor(rng.normal(size=(20, 4))), Tensor(rng.integers(0, 3, 20)))
+
+    def trainer(device):
+        model = small_model()
+        loader = data.DataLoader(dataset, 5, shuffle=True)
+        adam = optim.Adam(model.parameters(), lr=0.01)
+        quiet = dict(progress_bar=False, lint=False)
+        return Trainer(model, loader, None, 1, device=device, optimizers=adam, **quiet)
+
+    manual_seed(0)
+    begun = trainer("cpu")
+    begun.fit()
+    path, state = begun.save_checkpoint(tmp_path / "begun"), get_rng_state()
+    begun.fit("1ep")
+    manual_seed(99)
+    moved = trainer(GPU)
+    moved.load_checkpoint(path)
+    assert get_rng_state() == state
+    moved.fit("1ep")
+    here, there = begun.history["loss"], moved.history["loss"]
+    np.testing.assert_allclose(here[-4:], there[-4:], rtol=1e-9)
+    for a, b in zip(begun.state.model.parameters(), moved.state.model.parameters(), strict=True):
+        equal(b, a, 1e-9)
+
+
+# ---- many arrays at once ----
+
+JOINED = {
+    "concat": lambda xp, arrays: xp.concat(arrays),
+    "concatenate, another axis": lambda xp, arrays: xp.concatenate(arrays, axis=1),
+    "stack": lambda xp, arrays: xp.stack(arrays, axis=1),
+}
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 64, 65, 100])
+@pytest.mark.parametrize("name", JOINED)
+def test_however_many_arrays_are_joined_nothing_is_copied_to_the_card(name, count, card):
+    arrays = [*np.random.default_rng(0).normal(size=(count, 2, 3))]
+    there = [mock._wrap(a) for a in arrays]
+    found = JOINED[name](card.xp, there)
+    assert quiet()
+    np.testing.assert_array_equal(found.inside, JOINED[name](np, arrays), strict=True)
+    if count > 8:  # of which CuPy by itself copies the addresses
+        JOINED[name](mock, there)
+        assert mock.counts["copies"] == 1
 
 
 # ---- other libraries on the card ----
@@ -386,6 +459,40 @@ def test_stacks_and_sizes_that_do_not_fit_are_refused(card):
         card.xp.matmul(mock.zeros((2, 2, 2)), mock.zeros((3, 2, 2)))
 
 
+def test_products_of_both_kinds_of_halves_are_float32_as_on_the_cpu(card):
+    a, b = (Tensor(np.ones((2, 2)), device=GPU).to(d) for d in ("float16", "bfloat16"))
+    assert card.xp.matmul(a.array, b.array).dtype == (a @ b).dtype == "float32"
+
+
+WORD, INT, LONG = ctypes.c_void_p, ctypes.c_int, ctypes.c_longlong
+DOCUMENTED = {  # in cublas_api.h
+    "cublasCreate_v2": [WORD],  # cublasHandle_t *
+    "cublasSetStream_v2": [WORD, WORD],  # a handle, a cudaStream_t
+    "cublasSetWorkspace_v2": [WORD, WORD, ctypes.c_size_t],
+    "cublasSetMathMode": [WORD, INT],
+    "cublasGemmStridedBatchedEx": [
+        WORD, INT, INT, INT, INT, INT,  # handle, transa, transb, m, n, k
+        WORD, WORD, INT, INT, LONG, WORD, INT, INT, LONG,  # alpha; A, its type, lda, stride; B
+        WORD, WORD, INT, INT, LONG,  # beta; C, its type, ldc, stride
+        INT, INT, INT,  # batchCount, computeType, algo
+    ],
+}  # fmt: skip
+
+
+def test_cublas_is_called_as_it_is_documented(card):
+    assert SIGNATURES == DOCUMENTED
+    assert _TYPES == {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
+    library = Pretended(mock.launch)
+    assert library.cublasSetMathMode(1, 16) == 0
+    for args in ((1, 1.0), (1,), (1, 16, 0)):
+        with pytest.raises((TypeError, ValueError)):
+            library.cublasSetMathMode(*args)
+    with pytest.raises(ValueError, match="the leading size 2 is less than 3 rows"):
+        library.cublasGemmStridedBatchedEx(
+            1, 0, 0, 3, 3, 3, 0, 0, 0, 2, 9, 0, 0, 3, 9, 0, 0, 0, 3, 9, 1, 68, -1
+        )
+
+
 def test_a_handle_is_made_once_for_a_stream_with_a_workspace_of_its_own(card):
     library, asked = Pretended(mock.launch), []
     for name in ("cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2"):
@@ -406,14 +513,14 @@ def test_a_handle_is_made_once_for_a_stream_with_a_workspace_of_its_own(card):
 # ---- what may be missing ----
 
 
-def machine(driver=13000, needed=13020, count=1):
+def machine(driver=13000, needed=13020, count=1, version="14.2.0"):
     "What CuPy answers on some machine."
     runtime = SimpleNamespace(
         driverGetVersion=lambda: driver, runtimeGetVersion=lambda: needed,
         getDeviceCount=lambda: count,
     )  # fmt: skip
     cuda = SimpleNamespace(runtime=runtime, is_available=lambda: count > 0)
-    return SimpleNamespace(__version__="14.2.0", cuda=cuda)
+    return SimpleNamespace(__version__=version, cuda=cuda)
 
 
 @pytest.mark.parametrize("facts, said", [
@@ -421,6 +528,8 @@ def machine(driver=13000, needed=13020, count=1):
                      "use device='cpu'"),
     (dict(driver=12040), "CuPy 14.2.0 is installed for CUDA 13.2, but the NVIDIA driver is for "
                          "CUDA 12.4: update the driver, or pip install \"minima[cuda12]\""),
+    (dict(version="13.6.0"), "CuPy 13.6.0 is installed, but minima needs 14 or later: "
+                              'pip install "minima[cuda13]"'),
     (dict(count=0), "CuPy 14.2.0 is installed, and a driver, but no CUDA device; "
                     "use device='cpu'"),
 ])  # fmt: skip
@@ -586,18 +695,62 @@ def test_every_name_and_setting_that_rules_use_exists_in_cupy(cupy):
             assert free or settings <= known.keys(), (name, settings - known.keys())
 
 
+SPEAKING_TO_CUPY = [*(ROOT / "minima" / "gpu").glob("*.py"), ROOT / "minima/kernels/launches.py"]
+SPEAKING_TO_CUPY += [ROOT / "benchmarks" / "gpu.py"]
+OF_OBJECTS = """ndarray.data ndarray.device ndarray.get ndarray.flags cuda.MemoryPointer.ptr
+    cuda.MemoryPointer.copy_from_host_async cuda.Graph.launch cuda.Stream.begin_capture
+    cuda.Stream.end_capture cuda.Stream.record cuda.Stream.synchronize cuda.Stream.null
+    cuda.Event.record cuda.Event.synchronize cuda.Event.done cuda.MemoryPool.malloc
+    cuda.Device.use cuda.Device.id cuda.Device.synchronize cuda.Device.attributes RawModule
+    RawModule.get_function""".split()  # which no module names
+HANDED_OVER = {  # by name, what it must take, in this order
+    "ndarray.astype": "dtype copy", "array": "dtype copy order", "concatenate": "tup axis",
+    "expand_dims": "a axis", "zeros": "shape dtype", "full": "shape fill_value dtype",
+    "RawKernel": "code name", "RawKernel.__call__": "grid block args",
+    "RawModule": "code options name_expressions", "cuda.Stream": "non_blocking",
+    "cuda.Graph.launch": "stream", "cuda.Event.record": "stream", "cuda.Device": "device",
+    "cuda.MemoryPointer.copy_from_host_async": "mem size stream",
+    "cuda.get_elapsed_time": "start_event end_event", "cuda.using_allocator": "allocator",
+    "cuda.alloc_pinned_memory": "size", "ndarray.__dlpack__": "stream max_version",
+}  # fmt: skip
+
+
+def asked_of_cupy(source):
+    "The names that some code looks up in CuPy, as `cuda.Stream`, or in its `cuda`."
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute):
+            _, found, name = f".{ast.unparse(node)}".rpartition("cupy.")
+            name = name if found else ast.unparse(node)
+            if re.fullmatch(r"[\w.]+", name) and (found or name.startswith("cuda.")):
+                yield name
+
+
+def look_up(cupy, name):
+    for part in name.split("."):
+        cupy = getattr(cupy, part)
+    return cupy
+
+
 def test_what_the_backend_calls_exists_in_cupy(cupy):
-    for name in """ndarray RawKernel asnumpy asarray array empty zeros concatenate reshape matmul
-        broadcast_to ascontiguousarray result_type cuda.get_current_stream cuda.Stream cuda.Device
-        cuda.MemoryPool cuda.using_allocator cuda.alloc_pinned_memory cuda.PinnedMemoryPointer
-        cuda.MemoryPointer.copy_from_host_async cuda.Graph.launch cuda.is_available
-        cuda.Stream.begin_capture cuda.Stream.end_capture cuda.Stream.record cuda.Event.done
-        cuda.runtime.getDevice cuda.runtime.getDeviceCount cuda.runtime.driverGetVersion
-        cuda.runtime.runtimeGetVersion""".split():
-        thing = cupy
-        for part in name.split("."):
-            thing = getattr(thing, part)
+    asked = {name for p in SPEAKING_TO_CUPY for name in asked_of_cupy(p.read_text("utf-8"))}
+    ours = {"cuda.jit", "cuda.pathfinder", "__version__", "__name__"}  # numba's, NVIDIA's
+    assert {"cuda.runtime.getDevice", "cuda.Stream", "RawKernel", "cuda.Event"} <= asked
+    for name in {*asked, *OF_OBJECTS} - ours:
+        look_up(cupy, name)
     assert cupy.ndarray.__weakrefoffset__  # captured steps hold arrays weakly
+
+
+@pytest.mark.parametrize("name", HANDED_OVER)
+def test_what_cupy_is_handed_it_takes(name, cupy):
+    thing = look_up(cupy, name)
+    try:
+        said = str(inspect.signature(thing))
+        assert "*args" not in said
+    except (AssertionError, ValueError):  # it is compiled, and says so in its docstring
+        said = thing.__doc__
+    words = re.findall(r"\w+", said.partition("\n\n")[0])
+    places = [words.index(word) for word in HANDED_OVER[name].split()]
+    assert places == sorted(places)
 
 
 def test_with_cupy_and_no_gpu_the_error_is_ours(cupy):

@@ -2,10 +2,14 @@
 
 import gc
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,17 +20,18 @@ import minima as mi
 from minima import backend as registry
 from minima import nn, optim
 from minima.autograd import Tensor
-from minima.backend import register
+from minima.backend import Kernels, register
 from minima.capture import CaptureError, capture
+from minima.gpu.cublas import Pretended
 from minima.gpu.graphs import with_graphs
-from minima.gpu.library import pretended
+from minima.gpu.library import Cuda
 from minima.testing import mock
 
 
 @pytest.fixture(scope="module")
 def backend():
     mock.reset()
-    yield register(with_graphs(pretended(GPU)))
+    yield register(with_graphs(Cuda(mock, Pretended(mock.launch), GPU)))
     del registry._by_name[GPU], registry._by_type[mock.ndarray]
 
 
@@ -101,6 +106,49 @@ def test_a_replay_is_a_few_launches_and_copies_nothing(card):
     assert "go([x0, x1]" in str(step.plan)
 
 
+def test_a_step_of_many_parameters_is_captured_clipping_and_all(card):
+    mi.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6),
+                          nn.Linear(6, 3)).to(GPU)  # fmt: skip
+    step = capture(training(model, optim.SGD(model.parameters(), lr=0.1)))
+    for x, y in batches(4):
+        step(x, y)
+    assert step.recordings == 1 and len([*model.parameters()]) > 8
+
+
+def test_a_function_that_holds_an_array_of_the_cpu_too_is_a_graph(card):
+    first, x = np.arange(3.0), Tensor([1.0, 2.0], device=GPU)  # held in this order
+
+    @capture
+    def scaled():
+        return x * float(first[1])
+
+    for _ in range(3):
+        assert scaled().tolist() == [1.0, 2.0]
+    assert scaled.recordings == 1 and "go(" in str(scaled.plan)
+
+
+@pytest.fixture
+def two(backend):
+    "The backend with two cards."
+    mock.reset(devices=2)
+    backend._sides.clear()
+    one, backend.devices = backend.devices, [registry.Device(f"{GPU}:{i}") for i in range(2)]
+    registry._switch(registry.Kernels.on)
+    yield backend
+    backend.devices = one
+    registry._switch(registry.Kernels.on)
+
+
+def test_a_graph_is_captured_and_launched_where_its_arrays_are(two):
+    model = nn.Linear(6, 3).to(f"{GPU}:1")
+    step = capture(training(model, optim.SGD(model.parameters(), lr=0.1)))
+    for x, y in batches(4):
+        mock.cuda.Device(0).use()
+        step(x.to(f"{GPU}:1"), y.to(f"{GPU}:1"))
+    assert step.recordings == 1 and two._sides.keys() == {1}
+
+
 def test_a_schedule_reaches_the_graph(card):
     ends = []
     for wrap in (lambda f: f, capture):
@@ -167,6 +215,108 @@ def test_gradients_that_are_added_up_are_added_where_they_are(card):
     model.zero_grad()
     step(*batches(1)[0])  # there is nothing to add to, so it runs as it is
     assert all(p.grad is not None for p in model.parameters())
+
+
+def following(wrap, change, steps=5, **options):
+    "Weights after steps that do something with the gradients of the step before."
+    mi.manual_seed(0)
+    model, loss_fn = nn.Linear(6, 3).to(GPU), nn.CrossEntropyLoss()
+    kept = [Tensor(p.data.numpy() * 0, device=GPU) for p in model.parameters()]
+
+    def step(x, y):
+        change(model, kept, lambda: loss_fn(model(x), y).backward())
+        for p in model.parameters():
+            p.data[...] = p.data - p.grad * 0.1
+
+    step = wrap(step, **options)
+    model.zero_grad()
+    for p in model.parameters():
+        p.grad = Tensor(np.ones(p.shape), dtype="float32", device=GPU)
+    for x, y in batches(steps):
+        step(x, y)
+    return step, [p.data.numpy() for p in model.parameters()]
+
+
+def added_up(model, kept, backward):
+    backward()
+
+
+def zeroed_where_they_are(model, kept, backward):
+    model.zero_grad(set_to_none=False)
+    backward()
+
+
+def halved(model, kept, backward):
+    for p in model.parameters():
+        p.grad[...] = p.grad * 0.5
+    backward()
+
+
+def forgotten(model, kept, backward):
+    model.zero_grad()
+    backward()
+
+
+def kept_apart(model, kept, backward):
+    model.zero_grad()
+    backward()
+    for p, before in zip(model.parameters(), kept):
+        p.grad = p.grad + before * 0.5
+        before[...] = p.grad
+
+
+def read_and_replaced(model, kept, backward):
+    before = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    backward()
+    for p, g in zip(model.parameters(), before):
+        p.grad = p.grad + g * 0.5
+
+
+KEEPING = [added_up, zeroed_where_they_are, halved, forgotten, kept_apart]
+
+
+@pytest.mark.parametrize("change", KEEPING, ids=lambda f: f.__name__)
+def test_gradients_of_the_step_before_are_what_they_would_be(change, card):
+    step, captured = following(capture, change)
+    for a, b in zip(captured, following(lambda f: f, change)[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert step.recordings == 1
+
+
+def test_a_gradient_that_is_read_and_replaced_is_refused_and_stays(card):
+    with pytest.raises(CaptureError, match="gradient of the step before.* keep it in a Tensor"):
+        following(capture, read_and_replaced)
+    with pytest.warns(UserWarning, match="gradient of the step before"):
+        _, eager = following(capture, read_and_replaced, fallback="eager")
+    for a, b in zip(eager, following(lambda f: f, read_and_replaced)[1], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_gradient_that_is_read_is_looked_up_where_it_was(card):
+    p = Tensor([1.0, 2.0], device=GPU, requires_grad=True)
+    norm = capture(lambda: (p.grad * p.grad).sum())
+    for factor in (1.0, 2.0, 3.0, 4.0):
+        p.grad = Tensor([factor, 0.0], device=GPU)
+        assert norm().item() == factor * factor
+    assert type(p.grad) is Tensor
+    before = norm.recordings
+    p.grad[...] = 5.0
+    assert norm().item() == 50.0 and norm.recordings == before
+
+
+def test_after_a_refused_recording_no_gradient_is_left_that_was_never_computed(card):
+    p = Tensor([1.0, 2.0], device=GPU, requires_grad=True)
+
+    @lambda f: capture(f, fallback="eager")
+    def step():
+        (p * 3).sum().backward()
+        return Tensor(p.grad.numpy(), device=GPU)
+
+    with pytest.warns(UserWarning, match="reading a value"):
+        for _ in range(3):
+            p.grad = None
+            assert step().tolist() == [3.0, 3.0] == p.grad.tolist()
 
 
 def test_evaluation_is_captured_and_follows_the_weights(card):
@@ -294,12 +444,111 @@ def test_a_kernel_takes_the_rate_by_address_and_the_momentum_by_value(sgd_kernel
     assert step.recordings == 2
 
 
+# ---- the script for those who have a GPU ----
+
+
 def test_the_script_for_gpus_runs_to_its_end_without_one(torch, tmp_path):
     script, found = Path(__file__).parent.parent / "benchmarks" / "gpu.py", tmp_path / "found.json"
     command = [sys.executable, str(script), "--mock", "--json", str(found)]
     done = subprocess.run(command, capture_output=True, text=True)
-    assert not done.returncode, done.stderr
-    lines = json.loads(found.read_text())["lines"]
-    assert len(lines) > 50 and "pretended" in done.stdout and "cannot" not in done.stdout
-    (right,) = [line["value"] for line in lines if line["what"].startswith("operators that agree")]
-    assert right == 1
+    assert not done.returncode, done.stdout + done.stderr
+    found = json.loads(found.read_text())
+    lines = {line["what"]: line["value"] for line in found["lines"]}
+    assert len(lines) > 60 and "pretended" in done.stdout and not found["faults"]
+    assert len(found["parts"]) == 9 and {*found["parts"].values()} == {"done"}
+    assert lines["operators that agree with PyTorch"] == 1
+    assert all(lines[name] == 1 for name in lines if name.startswith("works"))
+
+
+def test_a_part_of_the_script_that_fails_costs_no_other_its_results(
+    gpu_script, monkeypatch, tmp_path
+):
+    def good(card, report):
+        report.line("good", 1.0, goal=2)
+        with report.attempt("a case"):
+            raise ValueError("wrong\nindeed")
+        report.line("good still", 1.0)
+
+    def broken(card, report):
+        report.line("before", 1.0)
+        with report.attempt("a case"):
+            raise RuntimeError("CUDA_ERROR_ILLEGAL_ADDRESS: an illegal memory access")
+        report.line("never", 1.0)
+
+    def hanging(card, report):
+        report.line("begun", 1.0)
+        time.sleep(100)
+
+    def dying(card, report):
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+    parts = {f.__name__: (f, 1) for f in (good, broken, hanging, dying)} | {"again": (good, 9)}
+    monkeypatch.setattr(gpu_script, "PARTS", parts)
+    found = gpu_script.main(["--mock", "--json", str(tmp_path / "found.json")])
+    assert found == json.loads((tmp_path / "found.json").read_text())
+    assert [*found["parts"].values()] == ["done", "FAILED", "stopped after 1 s", "FAILED", "done"]
+    said = [line["what"] for line in found["lines"]]
+    assert said == ["good", "good still", "before", "begun", "good", "good still"]
+    assert found["faults"][0] == "a case: ValueError: wrong indeed" and len(found["faults"]) == 4
+
+
+def test_the_script_measures_a_graph_that_holds_what_it_works_on(gpu_script, card, monkeypatch):
+    class Event:
+        times = 0
+
+        def record(self, stream):
+            assert stream is mock.cuda.Stream.null
+            Event.times += 1
+            self.at = Event.times
+
+        def synchronize(self):
+            assert self.at
+
+    monkeypatch.setattr(mock.cuda, "Event", Event, raising=False)
+    elapsed = lambda start, end: float(end.at - start.at)
+    monkeypatch.setattr(mock.cuda, "get_elapsed_time", elapsed, raising=False)
+    monkeypatch.setattr(mock.Device, "synchronize", lambda self: None, raising=False)
+    real = object.__new__(gpu_script.Card)
+    real.backend, real.cupy = card, mock
+    x, held = Tensor([1.0, 2.0], device=GPU), []
+
+    def run(x=x):
+        y = x + 1
+        held.append(weakref.ref(y))
+        return y
+
+    launch = real.captured([run])
+    del x, run
+    gc.collect()
+    y = held[-1]()
+    assert y is not None and np.isnan(y.numpy()).all()
+    assert real.timed(launch) == 1000.0 and Event.times == 36
+    assert y.tolist() == [2.0, 3.0]
+    with pytest.raises(RuntimeError, match="Capture"):
+        real.captured([lambda: y.sum().item()])
+    assert mock._now.tape is None and gc.isenabled()
+
+
+def test_what_the_script_finds_wrong_is_said(gpu_script, card):
+    assert gpu_script.furthest([np.ones(2)], [np.array([1.0, np.nan])]) == np.inf
+    assert gpu_script.furthest([np.ones(2)], [np.ones(2) * 1.5]) == pytest.approx(1 / 3)
+    x = [t.astype("float32") for t in np.random.default_rng(0).normal(size=(2, 4, 8))]
+    leaves = [Tensor(a, device=GPU, requires_grad=True) for a in x]
+    pull = lambda y, wanted, g: [g]
+    for kernel, difference in ((1.0, 0.0), (1.5, 0.5), (np.nan, np.nan)):
+        op = lambda x, w, b, k=kernel: (
+            Tensor(np.ones((2, 2)), device=GPU) * (k if Kernels.on else 1)
+        )
+        found = gpu_script.differs([leaves[0], leaves[1], None, None], op, pull)
+        np.testing.assert_allclose(found, difference)
+
+
+def test_the_script_tries_every_case_of_a_row(gpu_script):
+    cases = [((2,), {}), ((3,), {}), ((4,), {})]
+    row = SimpleNamespace(name="tried", cases=lambda: cases)
+
+    def compare(shapes, settings):
+        return {2: "", 3: "differs"}[shapes[0]]
+
+    count, faults = gpu_script.tried(row, compare)
+    assert count == 3 and faults == ["tried (3,) {}: differs", "tried (4,) {}: KeyError: 4"]

@@ -1,5 +1,8 @@
 "Kernels for GPUs, run by the emulator on arrays of the pretended CuPy: eagerly, and in a graph."
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from test_cuda import quiet
@@ -12,8 +15,9 @@ from minima import operators as ops
 from minima.autograd import Tensor, grad
 from minima.backend import Kernels, kernels_off
 from minima.capture import capture
+from minima.gpu.cublas import Pretended
 from minima.gpu.graphs import with_graphs
-from minima.gpu.library import pretended
+from minima.gpu.library import Cuda
 from minima.kernels import cuda, launches
 from minima.testing import mock
 from minima.testing.emulator import can_emulate
@@ -34,7 +38,7 @@ class OnTheCard(launches.EmulatedLauncher):
 def backend():
     before = registry._by_name.get("cuda")
     mock.reset()
-    found = with_graphs(pretended("cuda"))
+    found = with_graphs(Cuda(mock, Pretended(mock.launch)))
     registry._by_name["cuda"] = registry._by_type[mock.ndarray] = found
     registry._switch(Kernels.on)  # which forgets what was found to compute on such arrays
     yield found
@@ -89,6 +93,25 @@ def test_kernels_are_their_rules_on_the_card_too(row, dtype, tolerance, launcher
         by_rule = found_by(row, dtype)
     for a, b in zip(by_kernel, by_rule, strict=True):
         np.testing.assert_allclose(a, b, tolerance, tolerance, strict=True)
+
+
+def test_the_script_for_gpus_compares_kernels_with_their_rules(launcher, gpu_script, monkeypatch):
+    card = SimpleNamespace(ours="cuda", backend=registry._by_name["cuda"], poison=lambda: None)
+    names = [row.name for row in ROWS]
+    for name in ("softmax", "normalize, rows", "cross_entropy"):
+        count, faults = gpu_script.kernels_agree(card, names.index(name))
+        assert count > 2 and not faults and launcher.names
+    monkeypatch.setattr(gpu_script, "kernels_off", nullcontext)
+    launch, runs = type(launcher).launch, []
+
+    def only_the_first_time(self, name, grid, block, args, shared=0):
+        runs.append(name)
+        if len(runs) % 4 in (1, 2):  # forward and backward once, and then not
+            launch(self, name, grid, block, args, shared)
+
+    monkeypatch.setattr(type(launcher), "launch", only_the_first_time)
+    count, faults = gpu_script.kernels_agree(card, names.index("softmax"))
+    assert len(faults) > 10 and "differs by" in faults[0]
 
 
 def trained(wrap, make):

@@ -428,6 +428,19 @@ def test_manual_seed_seeds_the_default_generator_and_returns_it(undisturbed):
     assert default_generator.get_state() == {"seed": 12, "offset": 0}
 
 
+def test_the_default_generator_goes_on_from_where_it_stood(undisturbed):
+    manual_seed(5)
+    default_generator.normal(3)
+    state = random.get_rng_state()
+    assert state == {"seed": 5, "offset": 1}
+    drawn = default_generator.normal(3).tolist()
+    manual_seed(6)
+    assert random.set_rng_state(json.loads(json.dumps(state))) is None
+    assert default_generator.normal(3).tolist() == drawn
+    with pytest.raises(TypeError, match="a state is a dict"):
+        random.set_rng_state(5)
+
+
 def test_numpys_global_state_neither_matters_nor_changes(undisturbed):
     before = np.random.get_state(legacy=False)["state"]  # noqa: NPY002
     manual_seed(12).normal(100)

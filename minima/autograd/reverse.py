@@ -215,7 +215,7 @@ def _accumulate(leaf, g):
     elif leaf.grad is not None and leaf.grad.requires_grad:  # its graph needs its numbers
         leaf.grad = leaf.grad.detach() + wrap(g)
     elif leaf.grad is not None:
-        backend_of(leaf.array).beside(leaf.array)  # of several GPUs, the one that adds
+        backend_of(leaf.array).follow(leaf.array)
         leaf.grad.array += g
         wrote(leaf.grad.array, "backward(), which adds to grad,")
     elif (

@@ -9,9 +9,9 @@ __all__ = ['find_cupy', 'check', 'library', 'available']
 __doc__ = """
 Whether this machine can compute with CUDA: five things must be there, and each has its own error.
 
-CuPy; a driver of NVIDIA's; one that is new enough; a card; and CUDA's compiler (NVRTC) and its
-matrix products (cuBLAS). CuPy can be installed and imported without any of the others, and then
-fails at the first array, in words that few understand. So it is asked before.
+CuPy, 14 or later; a driver of NVIDIA's; one that is new enough; a card; and CUDA's compiler (NVRTC)
+and its matrix products (cuBLAS). CuPy can be installed and imported without any of the others, and
+then fails at the first array, in words that few understand. So it is asked before.
 
 What is left out: cards of AMD's, for which CuPy has builds of their own.
 """
@@ -44,6 +44,10 @@ def check(
     "`cupy`, if it can compute here. Raises RuntimeError that says in a line what is missing."
     runtime, known = cupy.cuda.runtime, f"CuPy {cupy.__version__} is installed"
     driver, needed = runtime.driverGetVersion(), runtime.runtimeGetVersion()
+    if int(cupy.__version__.partition(".")[0]) < 14:
+        raise RuntimeError(
+            f'{known}, but minima needs 14 or later: pip install "minima[cuda{needed // 1000}]"'
+        )
     if not driver:
         raise RuntimeError(f"{known}, but this machine has no NVIDIA driver; use device='cpu'")
     if driver // 1000 < needed // 1000:

@@ -24,6 +24,8 @@ which are copied; cuBLASLt, which can add a bias on the way.
 import ctypes
 from math import prod
 
+from ..backend import as_dtype, numpy_backend
+
 # %% ../../nbs/83_cublas.ipynb #8a228d9a
 # ---- the library ----
 
@@ -118,7 +120,7 @@ class Cublas:
     def matmul(self, a, b):
         "The product of `a` and `b`, by the rules of `numpy.matmul`."
         cupy = self.cupy
-        dtype = a.dtype if a.dtype == b.dtype else cupy.result_type(a.dtype, b.dtype)
+        dtype = a.dtype if a.dtype == b.dtype else numpy_backend.xp.result_type(a.dtype, b.dtype)
         if dtype.name not in _TYPES:
             return cupy.matmul(a, b)
         a, b = (x if x.dtype == dtype else x.astype(dtype) for x in (a, b))
@@ -186,17 +188,20 @@ class Pretended:
         self,
         launch=lambda act: act(),  # does what is launched, now or later
     ):
-        for name in SIGNATURES:
-            setattr(self, name, lambda *args: 0)
-        multiply = lambda *args: launch(lambda: _pretended(*args)) and 0
-        self.cublasGemmStridedBatchedEx = multiply
+        multiply = lambda *args: launch(lambda: _pretended(*args)) or 0
+        work = {"cublasGemmStridedBatchedEx": multiply}
+        for name, types in SIGNATURES.items():
+            setattr(self, name, _taking(types, work.get(name, lambda *args: 0)))
+
+
+def _taking(types, function):
+    "`function`, called with what a function in C would find where these `types` are handed over."
+    return lambda *args: function(*(t(a).value for t, a in zip(types, args, strict=True)))
 
 
 def _pretended(_, turn_a, turn_b, m, n, k, one, *rest):
     "The product of stacks of matrices that lie column after column at addresses in memory."
     import numpy as np
-
-    from minima.backend import as_dtype
 
     (a, kind, *a_is), (b, _, *b_is), _, (y, _, *y_is) = rest[:4], rest[4:8], rest[8], rest[9:13]
     count, total, _ = rest[13:]
@@ -204,7 +209,8 @@ def _pretended(_, turn_a, turn_b, m, n, k, one, *rest):
     wide = "float64" if total == _SUM_IN_64 else "float32"
 
     def stack(address, rows, columns, leading, distance):
-        assert leading >= rows, f"the leading size {leading} is less than {rows} rows"
+        if leading < rows:
+            raise ValueError(f"the leading size {leading} is less than {rows} rows")
         size = (count - 1) * distance + (columns - 1) * leading + rows
         memory = (ctypes.c_char * (size * dtype.itemsize)).from_address(address)
         strides = [dtype.itemsize * s for s in (distance, 1, leading)]
@@ -215,4 +221,3 @@ def _pretended(_, turn_a, turn_b, m, n, k, one, *rest):
     left = left.swapaxes(1, 2) if turn_a else left
     right = right.swapaxes(1, 2) if turn_b else right
     stack(y, m, n, *y_is)[...] = np.matmul(left.astype(wide), right.astype(wide)).astype(dtype)
-    return 0

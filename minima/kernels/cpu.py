@@ -263,9 +263,10 @@ def _peak_of(x):
     but_sign = word(np.iinfo(word).max)
 
     def peak(x):
-        most = least
-        for i in x.view(word):
-            most = max(most, word(i ^ ((i >> last) & but_sign)))
+        words, most = x.view(word), least
+        for j in range(words.size):
+            i = word(words[j] ^ ((words[j] >> last) & but_sign))
+            most = i if i > most else most
         return word(most ^ ((most >> last) & but_sign)).view(real)
 
     return peak

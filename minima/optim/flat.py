@@ -113,7 +113,7 @@ class Bundle:
         group,  # its settings
     ):
         "Update all parameters, and what is remembered of them."
-        self.backend.beside(self.flat)
+        self.backend.follow(self.flat)
         self._gather()
         kernels = getattr(getattr(update, "mathematics", None), "kernels", None)
         compiled = kernels is not None and kernels.find(self.backend.name)
