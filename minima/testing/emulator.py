@@ -18,8 +18,8 @@ What always holds:
 - the source is the one that a GPU gets, unchanged;
 - what comes out is the same bits in all orders, or `RuntimeError` says that it is not;
 - `RuntimeError`, too, for threads that wait in vain or at different barriers, for lanes that a
-  shuffle's mask leaves out, for accesses that are not aligned, for arrays that are not in C order, and
-  for writes beyond the end of an array or of shared memory; what has not been written is NaN.
+  shuffle's mask leaves out, for accesses that are not aligned, for arrays that are not in C order,
+  and for writes beyond the end of an array or of shared memory; what is not written reads as NaN.
 
 What is left out: races between blocks, which run one after another; the memory model; tensor
 cores; and time.
