@@ -112,6 +112,105 @@ def test_rows_that_are_more_or_longer_than_a_thread_can_count_go_by_the_rule():
     assert cuda._in_rows(x) and fused._fit(x, None, None, None, cuda._MOST)
 
 
+@pytest.mark.parametrize("shape, axis, fits", [
+    ((3, 4), -1, True), ((3, 4), 1, True), ((3, 4), 0, False), ((3, 4), -2, False), ((), -1, False),
+    ((4,), 0, True), ((2, 3, 4), 2, True), ((2, 3, 4), 1, False), ((0, 4), -1, False),
+    ((3, 0), -1, False),
+])  # fmt: skip
+def test_rows_are_along_the_last_axis(shape, axis, fits):
+    x, labels = np.zeros(shape, "float32"), np.zeros(shape[:-1], "int64")
+    assert cuda._in_rows(x, axis) == cuda._has_labels(x, labels, axis) == fits
+    if axis == -1:
+        assert cuda._in_rows(x) == fits
+    assert not cuda._in_rows(x.astype("float64"), axis)
+    assert not cuda._has_labels(x, np.zeros((2, *labels.shape), "int64"), axis)
+    assert cuda._are_rows(x, labels) == (cuda._in_rows(x) and len(shape) == 2)
+    assert not cuda._are_rows(x, np.zeros(7, "int64"))
+
+
+@pytest.mark.parametrize("shapes, activation, fits", [
+    (((5, 3), (3, 4), (4,)), None, True), (((5, 3), (3, 4), (1, 4)), "gelu", True),
+    (((3,), (3, 4), (4,)), "relu", True), (((2, 5, 3), (3, 4), (1, 1, 4)), None, True),
+    (((5, 3), (3, 4), (4,)), "sine", False), (((5, 3), (3, 4), (1,)), None, False),
+    (((5, 3), (3, 4), (5, 1)), None, False), (((3,), (3, 4), (1, 4)), None, False),
+    (((5, 3), (3, 1), ()), None, False), (((5, 2), (3, 4), (4,)), None, False),
+    (((5, 0), (0, 4), (4,)), None, False), (((0, 3), (3, 4), (4,)), None, False),
+    (((5, 3), (2, 3, 4), (4,)), None, False), (((5, 3), (3, 0), (0,)), None, False),
+    (((5, 4), (4, 4), (4, 1)), None, False),
+])  # fmt: skip
+def test_a_bias_is_a_row(shapes, activation, fits):
+    arrays = [np.zeros(shape, "float32") for shape in shapes]
+    assert cuda._has_row(*arrays, activation=activation) == fits
+    assert not cuda._has_row(*arrays[:2], activation=activation)
+    for i in range(3):
+        mixed = [a.astype("float16") if i == j else a for j, a in enumerate(arrays)]
+        assert not cuda._has_row(*mixed, activation=activation)
+
+
+SHAPES_OF = [
+    (launches.norm_forward("float32", 10, 200, 4), ("norm_forward<float, 8>", (3,), (32, 4), 32)),
+    (launches.norm_forward("float32", 10, 256, 4), ("norm_forward<float, 8>", (3,), (32, 4), 32)),
+    (launches.norm_forward("float32", 9, 257, 1), ("norm_forward_any<float>", (9,), (96, 1), 24)),
+    (launches.norm_forward("float16", 9, 264, 8), ("norm_forward<__half, 16>", (3,), (32, 4), 32)),
+    (launches.norm_forward("float32", 9, 1024, 4), ("norm_forward<float, 16>", (5,), (64, 2), 32)),
+    (launches.norm_forward("bfloat16", 9, 2048, 8),
+     ("norm_forward<__nv_bfloat16, 16>", (9,), (128, 1), 32)),
+    (launches.norm_forward("float32", 9, 4096, 4), ("norm_forward<float, 16>", (9,), (256, 1), 64)),
+    (launches.norm_forward("float32", 9, 8192, 4),
+     ("norm_forward<float, 16>", (9,), (512, 1), 128)),
+    (launches.norm_forward("float32", 9, 8196, 4),
+     ("norm_forward_any<float>", (9,), (1024, 1), 256)),
+    (launches.norm_forward("float32", 9, 129, 1), ("norm_forward_any<float>", (9,), (64, 1), 16)),
+    (launches.norm_backward("float32", 10, 200, 4, 132, False),
+     ("norm_backward<float, 8>", (2,), (32, 8), 16448)),
+    (launches.norm_backward("float32", 10, 200, 4, 132),
+     ("norm_backward<float, 8>", (2,), (32, 8), 24640)),
+    (launches.norm_backward("float16", 9999, 512, 8, 132),
+     ("norm_backward<__half, 16>", (264,), (32, 8), 24640)),
+    (launches.norm_backward("float32", 9999, 1024, 4, 132),
+     ("norm_backward<float, 16>", (264,), (64, 4), 49216)),
+    (launches.norm_backward("float32", 9999, 4096, 4, 132, False),
+     ("norm_backward<float, 16>", (264,), (256, 1), 32832)),
+    (launches.norm_backward("float32", 9999, 8192, 4, 132),
+     ("norm_backward<float, 16>", (132,), (512, 1), 98432)),
+    (launches.norm_backward("float16", 9999, 8192, 8, 132),
+     ("norm_backward<__half, 16>", (132,), (512, 1), 49280)),
+    (launches.norm_backward("float32", 9999, 8196, 4, 132),
+     ("norm_backward_any<float>", (264,), (1024, 1), 256)),
+    (launches.norm_backward("float32", 3, 13, 1, 132),
+     ("norm_backward_any<float>", (3,), (32, 1), 8)),
+    (launches.add_parts("float16", 33), ("add_parts<__half>", (2,), (32, 32), 4096)),
+    (launches.over_rows("softmax_forward", "float32", 9, 128, 1, "true"),
+     ("softmax_forward<float, 1, true>", (3,), (32, 4), 8)),
+    (launches.over_rows("softmax_forward", "float32", 9, 129, 1, "true"),
+     ("softmax_forward<float, 1, true>", (9,), (64, 1), 16)),
+    (launches.over_rows("softmax_backward", "float16", 9, 1032, 8, "false"),
+     ("softmax_backward<__half, 8, false>", (9,), (64, 1), 16)),
+    (launches.over_rows("cross_entropy_forward", "float32", 9, 50257, 1),
+     ("cross_entropy_forward<float, 1>", (9,), (1024, 1), 256)),
+    (launches.mean_of("float32"), ("mean_of<float>", (1,), (1024,), 256)),
+    (launches.bend("bend_forward", "float32", "relu", 1, 10**6, 4, 132),
+     ("bend_forward<float, Relu, 4>", (977, 1), (256, 1), 4096)),
+    (launches.bend("bend_backward", "float32", "relu", 1, 3, 1, 132),
+     ("bend_backward<float, Relu, 1>", (1, 1), (4, 1), 16)),
+    (launches.bend("bend_backward", "float16", None, 100, 520, 8, 132),
+     ("bend_backward<__half, Identity, 8>", (3, 13), (32, 8), 8192)),
+    (launches.bend("bend_forward", "float32", "gelu by tanh", 10**6, 16, 4, 132),
+     ("bend_forward<float, GeluByTanh, 4>", (1, 1056), (4, 64), 4096)),
+    (launches.bend("bend_forward", "float32", "silu", 10**6, 17, 1, 132),
+     ("bend_forward<float, Silu, 1>", (1, 1056), (32, 8), 1024)),
+    (launches.bend("bend_forward", "float32", "tanh", 2, 10**6, 1, 1),
+     ("bend_forward<float, Tanh, 1>", (31250, 1), (32, 8), 1024)),
+    (launches.flat("adam", "float32", 1025, 4), ("adam<float, 4>", (2,), (256,), 0)),
+    (launches.flat("dropout", "bfloat16", 256, 1), ("dropout<__nv_bfloat16, 1>", (1,), (256,), 0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape, expected", SHAPES_OF, ids=lambda s: s[0])
+def test_how_many_threads_there_are(shape, expected):
+    assert shape == expected
+
+
 # ---- norms ----
 
 
@@ -258,7 +357,7 @@ def test_masks_are_those_of_the_cpu(launcher, shape, p, dtype):
 
 def test_bits_that_equal_the_threshold_are_kept(launcher):
     x, bits = np.ones(64, "float32"), random_bits(*map(int, DRAW), 64)
-    for p in bits[:64:9] / 65536:
+    for p in [*bits[:64:9] / 65536, *(bits[:64:9] + 0.6) / 65536]:
         y, _ = cuda.dropout_by_draw(xp, x, DRAW, p=p)
         assert np.array_equal(y != 0, keep_mask(64, p, *map(int, DRAW)))
 
@@ -321,6 +420,9 @@ def test_softmax_and_its_logarithm(launcher, name, shape, dtype):
     compare(name, [a], {"axis": -1}, DTYPES[dtype])
     assert len(launcher.names) == 2
     compare(name, [off(a)], {"axis": a.ndim - 1}, DTYPES[dtype])
+    names = len(launcher.names)
+    compare(name, [a], {}, DTYPES[dtype])
+    assert len(launcher.names) == names + 2  # the last axis is meant if none is named
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -788,6 +890,16 @@ def test_a_fault_in_a_kernel_is_noticed(launcher, which):
         with pytest.raises((RuntimeError, AssertionError)):
             compute()
     assert noticed == expected
+
+
+def test_an_array_that_is_not_in_order_is_no_argument(launcher):
+    x, y = np.zeros((4, 4), "float32"), np.zeros((4, 4), "float32")
+    size = np.int64(4), np.int32(4)
+    shape = launches.over_rows("softmax_forward", "float32", *map(int, size), 1, "false")
+    launches.launch(shape, x, *size, y)
+    for arrays in ((x.T[:2], y), (x, y[:, ::2])):
+        with pytest.raises(RuntimeError, match="not in C order"):
+            launches.launch(shape, arrays[0], *size, arrays[1])
 
 
 def test_what_does_not_compile_is_an_error():

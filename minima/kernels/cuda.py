@@ -60,12 +60,12 @@ def _row(a, dtype):
 
 
 def _fits(*arrays):
-    "Whether all arrays (None is none) are of one dtype that kernels know, and not empty."
+    "Whether all arrays are of one dtype that kernels know, and not empty."
     first = arrays[0]
     return (
         first.size > 0
         and first.dtype.name in TYPES
-        and all(getattr(a, "dtype", None) == first.dtype for a in arrays if a is not None)
+        and all(getattr(a, "dtype", None) == first.dtype for a in arrays)
     )
 
 

@@ -216,7 +216,9 @@ def mean_of(dtype) -> Shape:
 
 def bend(kernel, dtype, activation, rows, cols, n, processors) -> Shape:
     "Threads side by side for packs side by side; below each other, if there are several rows."
-    across, down = (256, 1) if rows == 1 else (32, 8)
+    most = 256 if rows == 1 else 32
+    across = min(most, 1 << (_over(cols, n) - 1).bit_length())  # no more than a row has packs
+    down = 256 // across if rows > 1 else 1
     columns = _over(cols, across * n)
     parts = max(1, min(_over(rows, down), _over(8 * processors, columns)))
     name = instance(kernel, dtype, BENDS[activation], n)

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(512) norm_forward(
     if (z) store(z + start + col, out);
   }
 
-  float m = row_sum(sum, warps, shared) / cols;
+  float share = 1.f / cols, m = row_sum(sum, warps, shared) * share;
   Two rest = {0, 0};  // what rounding left of the mean, and the squares
 #pragma unroll
   for (int i = 0; i < PACKS; i++)
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(512) norm_forward(
 #pragma unroll
       for (int j = 0; j < N; j++) rest = rest + Two{v[i][j] - m, (v[i][j] - m) * (v[i][j] - m)};
   rest = row_sum(rest, warps, shared);
-  float shift = rest.a / cols, f = 1 / sqrtf(fmaxf(rest.b / cols - shift * shift, 0) + eps);
+  float shift = rest.a * share, f = rsqrtf(fmaxf(rest.b * share - shift * shift, 0) + eps);
   m += shift;
   if (threadIdx.x == 0 && width) mean[row] = m, factor[row] = f;
 
@@ -93,6 +93,7 @@ __global__ void __launch_bounds__(512, 1) norm_backward(
   place += threadIdx.y * blockDim.x + threadIdx.x;
   float* meeting = shared + threads * (residual || h ? 3 : 2) * PACKS * 4;
   Pack<float, 4> dw[HELD / 4] = {}, db[HELD / 4] = {};
+  float share = 1.f / cols;
 
   auto fetch_row = [&](int row, int kind, const T* from) {  // of three kinds
 #pragma unroll
@@ -146,6 +147,7 @@ __global__ void __launch_bounds__(512, 1) norm_backward(
       }
     }
     sums = row_sum(sums, warps, meeting);
+    float along = sums.a * share, across = sums.b * share;
     fetch_first(row + step);
     await_all_but_one();
 #pragma unroll
@@ -157,7 +159,7 @@ __global__ void __launch_bounds__(512, 1) norm_backward(
 #pragma unroll
       for (int j = 0; j < N; j++) {
         float u = wide(up[i].at[j]) * wide(w.at[j]);
-        float d = (u - sums.a / cols - n[i][j] * (sums.b / cols)) * f;
+        float d = (u - along - n[i][j] * across) * f;
         if (h) d += wide(c.at[j]);
         by_z.at[j] = narrow<T>(d);
         by_x.at[j] = narrow<T>(dropped(d, bits, i * N + j, drop));
@@ -211,14 +213,14 @@ __global__ void norm_forward_any(
     if (z) z[start + col] = narrow<T>(v);
     sum += v;
   }
-  float m = row_sum(sum, warps, shared) / cols;
+  float share = 1.f / cols, m = row_sum(sum, warps, shared) * share;
   Two rest = {0, 0};
   for (int col = threadIdx.x; col < cols; col += blockDim.x) {
     float c = total(col) - m;
     rest = rest + Two{c, c * c};
   }
   rest = row_sum(rest, warps, shared);
-  float shift = rest.a / cols, f = 1 / sqrtf(fmaxf(rest.b / cols - shift * shift, 0) + eps);
+  float shift = rest.a * share, f = rsqrtf(fmaxf(rest.b * share - shift * shift, 0) + eps);
   m += shift;
   if (threadIdx.x == 0) mean[blockIdx.x] = m, factor[blockIdx.x] = f;
   for (int col = threadIdx.x; col < cols; col += blockDim.x) {
@@ -235,6 +237,7 @@ __global__ void norm_backward_any(
   extern __shared__ __align__(16) float shared[];
   Drop drop = {draw, threshold, scale};
   int warps = blockDim.x / 32;
+  float share = 1.f / cols;
   if (partial) partial += (long long)blockIdx.x * 2 * cols;
 
   for (int row = blockIdx.x; row < rows; row += gridDim.x) {
@@ -259,9 +262,10 @@ __global__ void norm_backward_any(
       partial[cols + col] = row == blockIdx.x ? d : partial[cols + col] + d;
     }
     sums = row_sum(sums, warps, shared);
+    float along = sums.a * share, across = sums.b * share;
     for (int col = threadIdx.x; col < cols; col += blockDim.x) {
       unsigned bits = kept<1>(drop, start + col);
-      float d = (weighted(col) - sums.a / cols - norm(col, bits) * (sums.b / cols)) * f;
+      float d = (weighted(col) - along - norm(col, bits) * across) * f;
       if (h) d += wide(h[start + col]);
       if (dz) dz[start + col] = narrow<T>(d);
       dx[start + col] = narrow<T>(dropped(d, bits, 0, drop));

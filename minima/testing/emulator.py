@@ -18,8 +18,8 @@ What always holds:
 - the source is the one that a GPU gets, unchanged;
 - what comes out is the same bits in all orders, or `RuntimeError` says that it is not;
 - `RuntimeError`, too, for threads that wait in vain or at different barriers, for lanes that a
-  shuffle's mask leaves out, for accesses that are not aligned, and for writes beyond the end of
-  an array or of shared memory; what has not been written reads as NaN.
+  shuffle's mask leaves out, for accesses that are not aligned, for arrays that are not in C order,
+  and for writes beyond the end of an array or of shared memory; what is not written reads as NaN.
 
 What is left out: races between blocks, which run one after another; the memory model; tensor
 cores; and time.
@@ -82,6 +82,10 @@ class Emulator:
         orders=ORDERS,  # in which orders threads take turns
     ):
         "Run a kernel in all `orders`. Raises RuntimeError for what a kernel must not do."
+        if not all(a.flags.c_contiguous for a in _arrays(args)):
+            raise RuntimeError(
+                f"{name} gets an array that is not in C order, and sees but its address"
+            )
         runs = [self._run(name, grid, block, args, shared, order) for order in orders]
         for order, run in zip(orders[1:], runs[1:]):
             if any(a.tobytes() != b.tobytes() for a, b in zip(run, runs[0])):

@@ -42,6 +42,7 @@ inline __nv_bfloat16 __float2bfloat16(float a) {
 inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 a) { return a.bits; }
 inline float __uint_as_float(unsigned bits) { return bits_to_float(bits); }
 inline float __fmul_rn(float a, float b) { return a * b; }
+inline float rsqrtf(float a) { return 1 / sqrtf(a); }
 inline unsigned __umulhi(unsigned a, unsigned b) { return (uint64_t)a * b >> 32; }
 
 // ---- the machine ----
