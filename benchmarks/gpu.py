@@ -188,6 +188,7 @@ class Report:
     def line(self, what, value, unit="", goal=None, more="", most=None):
         "Print and keep a line; `goal` is the least value that is good, `most` the greatest."
         goal, most = (goal, most) if self.judges else (None, None)
+        value = float(value)  # a number of NumPy's makes a bool that no file takes
         good = (goal is None or value >= goal) and (most is None or value <= most)
         bounds = [
             f"at {word} {n:g}" for word, n in (("least", goal), ("most", most)) if n is not None

@@ -493,6 +493,30 @@ def test_cublas_is_called_as_it_is_documented(card):
         )
 
 
+STRIPE, TABLE = np.zeros(3), np.zeros((4, 6))
+
+
+@pytest.mark.parametrize("a, lies", [
+    (TABLE, (0, 6)), (TABLE.T, (1, 6)), (TABLE[:, 1:3], (0, 6)), (TABLE[:, :2].T, (1, 6)),
+    (TABLE[:, ::2], None), (TABLE[::2, ::2], None), (TABLE[::-1], None), (TABLE[:, ::-1], None),
+    (TABLE[::2, :2], (0, 12)), (TABLE[::2, :2].T, (1, 12)), (TABLE[:, ::6], (0, 6)),
+    (TABLE[::4, :3], (0, 3)), (TABLE[::4, ::2], (1, 2)), (TABLE[:1, :1], (0, 1)),
+    (np.broadcast_to(STRIPE, (1, 3)), (0, 3)), (np.broadcast_to(STRIPE, (2, 3)), None),
+    (np.broadcast_to(STRIPE, (1, 3)).T, (0, 1)), (np.broadcast_to(STRIPE[:, None], (3, 2)), None),
+    (TABLE[:, :0], (0, 6)), (np.zeros((2, 3, 4)), (0, 4)),
+])  # fmt: skip
+def test_how_a_matrix_lies(a, lies):
+    assert layout(a) == lies
+
+
+def test_functions_of_cublas_are_declared(card):
+    library = Pretended(mock.launch)
+    assert Cublas(library, mock).library is library
+    for name, types in SIGNATURES.items():
+        function = getattr(library, name)
+        assert function.argtypes is types and function.restype is ctypes.c_int
+
+
 def test_a_handle_is_made_once_for_a_stream_with_a_workspace_of_its_own(card):
     library, asked = Pretended(mock.launch), []
     for name in ("cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2"):
@@ -526,6 +550,8 @@ def machine(driver=13000, needed=13020, count=1, version="14.2.0"):
 @pytest.mark.parametrize("facts, said", [
     (dict(driver=0), "CuPy 14.2.0 is installed, but this machine has no NVIDIA driver; "
                      "use device='cpu'"),
+    (dict(driver=12090, needed=13000), "CuPy 14.2.0 is installed for CUDA 13.0, but the NVIDIA "
+        "driver is for CUDA 12.9: update the driver, or pip install \"minima[cuda12]\""),
     (dict(driver=12040), "CuPy 14.2.0 is installed for CUDA 13.2, but the NVIDIA driver is for "
                          "CUDA 12.4: update the driver, or pip install \"minima[cuda12]\""),
     (dict(version="13.6.0"), "CuPy 13.6.0 is installed, but minima needs 14 or later: "
@@ -536,6 +562,35 @@ def machine(driver=13000, needed=13020, count=1, version="14.2.0"):
 def test_a_machine_that_cannot_compute_says_why_in_a_line(facts, said, monkeypatch):
     monkeypatch.setattr(cards, "find_cupy", lambda: machine(**facts))
     assert cards.available() == (False, said)
+
+
+@pytest.mark.parametrize("driver, needed", [(13000, 13020), (13020, 13000), (14000, 13000)])
+def test_a_machine_that_can_compute_is_believed(driver, needed, monkeypatch):
+    here, loaded = machine(driver, needed), []
+    assert cards.check(here) is here
+    monkeypatch.setattr(cards, "find_cupy", lambda: here)
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
+    monkeypatch.setattr(cards.ctypes, "CDLL", lambda path: loaded.append(path) or path)
+    assert cards.available() == (True, "")
+    assert loaded == ["libnvrtc.so.13", "libcublas.so.13"]
+    where = SimpleNamespace(load_nvidia_dynamic_lib=lambda n: SimpleNamespace(abs_path=f"/{n}"))
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", where)
+    assert cards.library("cublas", here) == "/cublas"
+
+
+@pytest.mark.parametrize("missing", ["nvrtc", "cublas"])
+def test_a_machine_without_a_library_cannot_compute(missing, monkeypatch):
+    def load(path):
+        if missing in path:
+            raise OSError(path)
+
+    monkeypatch.setattr(cards, "find_cupy", lambda: machine(needed=13000))
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
+    monkeypatch.setattr(cards.ctypes, "CDLL", load)
+    can, why = cards.available()
+    assert not can and why == (
+        f'CUDA\'s library {missing!r} is missing: pip install "cupy-cuda13x[ctk]"'
+    )
 
 
 def entry_point(name="cuda"):

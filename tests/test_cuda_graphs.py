@@ -529,6 +529,20 @@ def test_the_script_measures_a_graph_that_holds_what_it_works_on(gpu_script, car
     assert mock._now.tape is None and gc.isenabled()
 
 
+def test_the_report_judges_and_writes_what_numpy_has_computed(gpu_script, tmp_path, capsys):
+    report = gpu_script.Report(tmp_path / "found.json")
+    cases = [(0.5, {"goal": 0.75}), (0.8, {"goal": 0.75}), (np.nan, {"goal": 0.75})]
+    cases += [(2e-5, {"most": 1e-4}), (1.0, {"most": 1e-4}), (np.nan, {"most": 1})]
+    for value, bounds in cases:
+        report.line("a line", np.float64(value), "TB/s", **bounds)
+    again = gpu_script.Report(tmp_path / "found.json")
+    good = [False, True, False, True, False, False]
+    assert [line["good"] for line in again.found["lines"]] == good
+    assert [("met" in said) for said in capsys.readouterr().out.splitlines()] == good
+    found = gpu_script.summary(again, mock=False)
+    assert "4 goals missed" in capsys.readouterr().out and not found["faults"]
+
+
 def test_what_the_script_finds_wrong_is_said(gpu_script, card):
     assert gpu_script.furthest([np.ones(2)], [np.array([1.0, np.nan])]) == np.inf
     assert gpu_script.furthest([np.ones(2)], [np.ones(2) * 1.5]) == pytest.approx(1 / 3)
