@@ -449,8 +449,8 @@ def test_a_kernel_takes_the_rate_by_address_and_the_momentum_by_value(sgd_kernel
 
 def test_the_script_for_gpus_runs_to_its_end_without_one(torch, tmp_path):
     script, found = Path(__file__).parent.parent / "benchmarks" / "gpu.py", tmp_path / "found.json"
-    command = [sys.executable, str(script), "--mock", "--json", str(found)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, str(script), "--mock", "--processes", "1", "--json", str(found)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)  # nobody hangs
     assert not done.returncode, done.stdout + done.stderr
     found = json.loads(found.read_text())
     lines = {line["what"]: line["value"] for line in found["lines"]}
