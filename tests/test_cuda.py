@@ -509,6 +509,21 @@ def test_how_a_matrix_lies(a, lies):
     assert layout(a) == lies
 
 
+STACKS = np.zeros((3, 4, 5, 6, 7))
+
+
+@pytest.mark.parametrize("a, far", [
+    (TABLE, 0), (STACKS[0, 0], 42), (STACKS[0], 42), (STACKS, 42), (STACKS[:, :, :1], 210),
+    (STACKS[:, :1], None), (STACKS[:, :1, :1], 840), (STACKS[:1, :, :1], 210),
+    (STACKS[0, 0, ::2], 84), (STACKS[0, ::2], None), (STACKS[::2, 0, 0], 1680),
+    (STACKS[0, 0, ::-1], None), (STACKS[0, 0, 0][None], 0),
+    (np.broadcast_to(TABLE, (5, 4, 6)), 0), (np.broadcast_to(TABLE, (2, 5, 4, 6)), 0),
+    (np.broadcast_to(STACKS[0, 0][:, None], (5, 2, 6, 7)), None), (STACKS.swapaxes(2, 3), None),
+])  # fmt: skip
+def test_how_far_it_is_from_matrix_to_matrix(a, far):
+    assert distance(a) == far
+
+
 def test_functions_of_cublas_are_declared(card):
     library = Pretended(mock.launch)
     assert Cublas(library, mock).library is library
@@ -519,16 +534,20 @@ def test_functions_of_cublas_are_declared(card):
 
 def test_a_handle_is_made_once_for_a_stream_with_a_workspace_of_its_own(card):
     library, asked = Pretended(mock.launch), []
-    for name in ("cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2"):
-        setattr(library, name, lambda *args, name=name: asked.append(name) or 0)
+    steps = ["cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2", "cublasSetMathMode"]
+    for name in steps:
+        setattr(library, name, lambda *args, name=name: asked.append((name, *args[1:])) or 0)
     ours, x = Cublas(library, mock), mock.ones((2, 2))
     streams = [mock.cuda.Stream(non_blocking=True) for _ in range(2)]
     for stream in streams * 2:
         ours.matmul(x, x)
         with stream:
             ours.matmul(x, x)
-    assert asked[:3] == ["cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2"]
-    assert len(asked) == 9 and len(ours.handles) == 3
+    assert [name for name, *_ in asked] == steps * 3 and len(ours.handles) == 3
+    assert [args for _, *args in asked[1::4]] == [[0], [streams[0].ptr], [streams[1].ptr]]
+    spaces = [(space.data.ptr, space.nbytes) for _, space in ours.handles.values()]
+    assert [tuple(args) for _, *args in asked[2::4]] == spaces and spaces[0][1] == 32 << 20
+    assert [args for _, *args in asked[3::4]] == [[16]] * 3  # halves are added up in float32
     library.cublasGemmStridedBatchedEx = lambda *args: 13
     with pytest.raises(RuntimeError, match="cublasGemmStridedBatchedEx failed with status 13"):
         ours.matmul(x, x)
