@@ -235,7 +235,7 @@ def is_broken(error):
     return any(sign in str(error) for sign in (*signs, "unspecified launch failure"))
 
 
-def spread(card, work, items, report):
+def spread(card, work, items, seconds):
     "What `work(card, item)` returns for each of the `items`, by several processes: (item, result)."
     if not card.processes:
         yield from ((item, _work(card, work, item)) for item in items)
@@ -243,7 +243,7 @@ def spread(card, work, items, report):
     pool = ProcessPoolExecutor(card.processes, FORK)
     try:
         jobs = {pool.submit(_work, card, work, item): item for item in items}
-        for job in as_completed(jobs, timeout=max(1, report.left())):
+        for job in as_completed(jobs, timeout=max(1, seconds)):
             yield jobs[job], job.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -335,7 +335,7 @@ def kernels_compile(card, report):
     from minima.kernels.launches import instances
 
     names, faults, seconds, start = instances(), [], 0.0, perf_counter()
-    for name, (fault, took) in spread(card, compiled, names, report):
+    for name, (fault, took) in spread(card, compiled, names, report.left()):
         seconds += took
         if fault:
             faults.append(name)
@@ -496,15 +496,15 @@ def kernels_agree(card, i):
     return count, faults
 
 
-def table(work, what):
-    "A part that tries every row of the table of operators by `work`."
+def table(work, what, keeps=0):
+    "A part that tries every row of the table of operators by `work`, and `keeps` some seconds."
 
     def part(card, report):
         from test_operators import ROWS
 
         count, wrong, rows = 0, 0, 0
         try:
-            for _, (tried, faults) in spread(card, work, range(len(ROWS)), report):
+            for _, (tried, faults) in spread(card, work, range(len(ROWS)), report.left() - keeps):
                 count, wrong, rows = count + tried, wrong + len(faults), rows + 1
                 for fault in faults:
                     report.fault(what, AssertionError(fault))
@@ -530,7 +530,7 @@ def trained(device, make):
     return [p.data.numpy() for p in model.parameters()]
 
 
-kernels_table = table(kernels_agree, "kernels that agree with their rules")
+kernels_table = table(kernels_agree, "kernels that agree with their rules", keeps=25)
 
 
 def kernels(card, report):
@@ -816,7 +816,8 @@ def run_part(run, card, path, seconds):
     status = 1
     try:
         run(card, report)
-        report.found["card"] = report.found["card"] or the(card).name()
+        if the.cache_info().currsize:
+            report.found["card"] = the(card).name()
         status = 0
     except BaseException as error:
         report.fault(f"{run.__name__} ended", error)

@@ -275,6 +275,18 @@ def test_a_device_that_the_machine_lacks_is_named_with_those_it_has(card):
         Tensor([1.0], device="mock:2")
 
 
+@pytest.mark.parametrize("made_by", [lambda a: a, lambda a: Theirs(a), lambda a: a.inside])
+@pytest.mark.parametrize("index", [0, 1])
+def test_an_array_comes_in_any_dtype_to_any_card(made_by, index, card):
+    with mock.cuda.Device(index if made_by(mock.ones(1)).__class__ is Theirs else 0):
+        given = made_by(mock.asarray(np.float64([1.5, 2.5])))
+    for dtype in (None, "float64", "float32", np.dtype("int8")):
+        found = card.asarray(given, dtype, index)
+        assert found.device.id == index and found.dtype == (dtype or "float64")
+        assert found.inside.tolist() == [1.5, 2.5] if dtype != np.int8 else [1, 2]
+    assert mock.cuda.runtime.getDevice() == 0
+
+
 def test_of_one_card_there_is_only_one(monkeypatch):
     mock.reset(devices=1)
     one = Cuda(mock, Pretended(mock.launch), "single")

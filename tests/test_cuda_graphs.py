@@ -106,6 +106,15 @@ def test_a_replay_is_a_few_launches_and_copies_nothing(card):
     assert "go([x0, x1]" in str(step.plan)
 
 
+def test_a_stream_that_can_be_captured_is_made_once_and_waits_for_no_other(card):
+    stream = card.side_stream()
+    assert (
+        stream.non_blocking
+        and card.side_stream() is stream
+        and (0, stream.ptr) in (card.cublas.handles)
+    )
+
+
 def test_a_step_of_many_parameters_is_captured_clipping_and_all(card):
     mi.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6),
@@ -555,6 +564,21 @@ def test_what_the_script_finds_wrong_is_said(gpu_script, card):
         )
         found = gpu_script.differs([leaves[0], leaves[1], None, None], op, pull)
         np.testing.assert_allclose(found, difference)
+
+
+def test_rows_for_which_there_is_no_time_are_counted(gpu_script, monkeypatch, tmp_path, capsys):
+    def stops(card, work, items, seconds):
+        assert seconds < 5
+        yield 0, (3, ["one is wrong"])
+        raise TimeoutError
+
+    monkeypatch.setattr(gpu_script, "spread", stops)
+    report = gpu_script.Report(tmp_path / "found.json", seconds=10)
+    gpu_script.table(None, "good ones", keeps=5)(None, report)
+    said = capsys.readouterr().out
+    assert "no time for more than 1 of" in said and "of 3 cases, 1 of" in said
+    assert report.found["lines"][0]["value"] == pytest.approx(2 / 3)
+    assert report.found["faults"] == ["good ones: AssertionError: one is wrong"]
 
 
 def test_the_script_tries_every_case_of_a_row(gpu_script):
