@@ -86,6 +86,7 @@ class Backend:
     narrow = frozenset()  # dtypes to store numbers in, but not to compute with
     piecewise = False  # whether a long array is better gone over in pieces, which a cache can hold
     side_by_side = None  # lays arrays end to end, in one, where slices share memory; see NumPy's
+    align = 1  # of how many bytes the beginnings of those are multiples
     record = None  # captures a function of Tensors in a way of its own; see the page on graphs
     lifts = None  # while it does: what to hand a kernel for its arguments, numbers among them
 
@@ -146,6 +147,12 @@ class Backend:
     def beside(self, array):
         "The namespace, for what is to be where `array` is."
         return self.xp
+
+    def spans(self, arrays):
+        "Where `arrays`, of one dtype, lie in one that `side_by_side` makes of them: slices."
+        size, step = arrays[0].dtype.itemsize, self.align
+        starts = accumulate((-(-a.nbytes // step) * step // size for a in arrays), initial=0)
+        return [slice(start, start + a.size) for start, a in zip(starts, arrays)]
 
     def kernel(self, kernels):
         "What computes in place of a rule here: one of the rule's `kernels`, or None."
@@ -249,13 +256,15 @@ class _NumPy(Backend):
 
     def side_by_side(self, arrays):
         "Copies of `arrays`, of one dtype, in one 1-d array; it, and its pieces with their shapes."
-        dtype, starts = arrays[0].dtype, [*accumulate((a.nbytes for a in arrays), initial=0)]
-        memory = bytearray(starts[-1] + 64)
+        dtype, spans = arrays[0].dtype, self.spans(arrays)
+        size, bytes_each = spans[-1].stop, dtype.itemsize
+        memory = bytearray(size * bytes_each + 64)
         gap = -np.frombuffer(memory, "uint8").ctypes.data % 64  # up to a cache line's beginning
-        flat = np.ndarray((starts[-1] // dtype.itemsize,), dtype, memory, gap)
+        flat = np.ndarray((size,), dtype, memory, gap)
         np.concatenate(arrays, axis=None, out=flat)
         return flat, [
-            np.ndarray(a.shape, dtype, memory, gap + start) for a, start in zip(arrays, starts)
+            np.ndarray(a.shape, dtype, memory, gap + span.start * bytes_each)
+            for a, span in zip(arrays, spans)
         ]  # which count as arrays of their own, not as views
 
 

@@ -97,7 +97,13 @@ def _next_draw(generator):
     return seed, offset
 
 
+def _answer(function, settings, draw):
+    "What `function` makes of a `draw`."
+    return function(*settings, *draw)
+
+
 _source = ContextVar("source", default=_next_draw)  # where draws come from, in this thread
+_asked = ContextVar("asked", default=_answer)  # who is asked what becomes of one
 
 
 class Generator:
@@ -146,10 +152,17 @@ class Generator:
         "The next (seed, offset), which no other call gets, in whatever thread."
         return _source.get()(self)
 
+    def ask(
+        self,
+        function,  # of `settings`, a seed and an offset, and of nothing else
+        *settings,
+    ):
+        "What `function` makes of the next draw: an array, or something that a program decides by."
+        return _asked.get()(function, settings, self.draw())
+
     def numpy(self):
         "NumPy's generator for one draw: everything that NumPy can sample."
-        seed, offset = self.draw()
-        return np.random.Generator(np.random.Philox(key=seed, counter=offset << 192))
+        return _numpys(*self.draw())
 
     def uniform(
         self,
@@ -162,12 +175,7 @@ class Generator:
         shape, dtype = as_shape(shape), _as_floating(dtype)
         if not (low <= high and isfinite(high - low)):
             raise ValueError(f"uniform needs finite low <= high; got low={low}, high={high}")
-        x = self.numpy().random(shape, _sampled_as(dtype))
-        x *= high - low
-        x += low
-        x = x.astype(dtype, copy=False)
-        below = np.nextafter(np.asarray(high, dtype), np.asarray(low, dtype))
-        return np.minimum(x, below, out=x)
+        return self.ask(_uniform, shape, low, high, dtype)
 
     def normal(
         self,
@@ -180,10 +188,7 @@ class Generator:
         shape, dtype = as_shape(shape), _as_floating(dtype)
         if not (std >= 0 and isfinite(std) and isfinite(mean)):
             raise ValueError(f"normal needs a finite mean and std >= 0; got mean={mean}, std={std}")
-        x = self.numpy().standard_normal(shape, _sampled_as(dtype))
-        x *= std
-        x += mean
-        return x.astype(dtype, copy=False)
+        return self.ask(_normal, shape, mean, std, dtype)
 
     def integers(
         self,
@@ -195,7 +200,7 @@ class Generator:
         low, high, shape = _as_index("low", low), _as_index("high", high), as_shape(shape)
         if low >= high:
             raise ValueError(f"integers are drawn from low to high - 1; got low={low}, high={high}")
-        return self.numpy().integers(low, high, shape)
+        return self.ask(_integers, low, high, shape)
 
     def permutation(
         self,
@@ -204,7 +209,7 @@ class Generator:
         "The ints 0 to `n` - 1 in random order, as an array. Raises ValueError for a negative `n`."
         if _as_index("n", n) < 0:
             raise ValueError(f"permutation needs n >= 0; got {n}")
-        return self.numpy().permutation(n)
+        return self.ask(_permutation, n)
 
     def __repr__(self):
         return "Generator(seed={}, offset={})".format(*self._state)
@@ -213,6 +218,35 @@ class Generator:
 def _sampled_as(dtype):
     "The dtype that NumPy samples in for `dtype`: it knows two."
     return np.float32 if dtype.itemsize <= 4 else np.float64
+
+
+def _numpys(seed, offset):
+    "NumPy's generator for a draw."
+    return np.random.Generator(np.random.Philox(key=seed, counter=offset << 192))
+
+
+def _uniform(shape, low, high, dtype, *draw):
+    x = _numpys(*draw).random(shape, _sampled_as(dtype))
+    x *= high - low
+    x += low
+    x = x.astype(dtype, copy=False)
+    below = np.nextafter(np.asarray(high, dtype), np.asarray(low, dtype))
+    return np.minimum(x, below, out=x)
+
+
+def _normal(shape, mean, std, dtype, *draw):
+    x = _numpys(*draw).standard_normal(shape, _sampled_as(dtype))
+    x *= std
+    x += mean
+    return x.astype(dtype, copy=False)
+
+
+def _integers(low, high, shape, *draw):
+    return _numpys(*draw).integers(low, high, shape)
+
+
+def _permutation(n, *draw):
+    return _numpys(*draw).permutation(n)
 
 # %% ../nbs/10_random.ipynb #73fd5648
 # ---- the default ----
@@ -267,13 +301,14 @@ def fork_rng(
 
 
 @contextmanager
-def _drawing_from(source):
+def _drawing_from(source, answer=None):
     "Within a `with` block, and in this thread, all generators draw by `source(generator)`."
-    token = _source.set(source)
+    token, asked = _source.set(source), _asked.set(answer or _asked.get())
     try:
         yield
     finally:
         _source.reset(token)
+        _asked.reset(asked)
 
 
 @contextmanager

@@ -49,7 +49,9 @@ def as_array(
                 f"a Tensor holds real numbers; got {data.dtype.name}: {data.reshape(-1)[:1]}"
             )
     if device is not None or dtype is not None:
-        data = Device(device or backend_of(data).device_of(data)).put(data, dtype)
+        here = backend_of(data).device_of(data)
+        there = here if device is None else Device(device)
+        data = (here if there == here else there).put(data, dtype)  # which knows its own arrays
     door = _door.get()
     return data if door is None or data.__class__ is not np.ndarray else door(data)
 
@@ -153,7 +155,7 @@ class Tensor:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def __array_function__(self, function, types, args, kwargs):  # all of NumPy's but its ufuncs
-        numbers = (lambda t: t.detach().numpy()) if function in _FACTS else np.asarray
+        numbers = _hollow if function in _FACTS else np.asarray
         args, kwargs = map_tensors(numbers, (args, kwargs))
         return function(*args, **kwargs)
 
@@ -274,6 +276,7 @@ def tensor(
 
 _new = object.__new__
 _FACTS = (np.shape, np.ndim, np.size, np.result_type)  # what NumPy may ask in a graph, too
+_hollow = lambda t: np.broadcast_to(np.zeros((), t.dtype), t.shape)  # to ask them, without numbers
 
 
 def _printed(array, threshold=1000):
@@ -298,6 +301,8 @@ def map_nest(
     nest,  # a leaf, or a nest of them
 ):
     "The same nest with `function(leaf)` for each leaf; text and arrays are leaves."
+    if isinstance(nest, Tensor):  # what most leaves are
+        return function(nest)
     if isinstance(nest, Mapping):
         return like_nest(nest, {key: map_nest(function, part) for key, part in nest.items()})
     leaf = isinstance(nest, str | bytes) or hasattr(nest, "__array__")

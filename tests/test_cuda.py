@@ -856,3 +856,43 @@ def test_the_kernel_that_brings_small_numbers_compiles(cupy):
     program = nvrtc.createProgram(_PUT, "put.cu", (), ())
     nvrtc.compileProgram(program, ("--gpu-architecture=sm_80",))
     assert nvrtc.getCUBIN(program)
+
+
+# ---- parameters side by side ----
+
+UNEVEN = [(3, 4), (5,), (), (2, 3), (0, 2), (1, 7), (2,)]
+
+
+def stepped_apart(device, kind, settings, dtype):
+    "Parameters of uneven sizes after some steps with an optimizer, and the optimizer."
+    rng, params = np.random.default_rng(0), []
+    arrays = [[rng.normal(size=s).astype(dtype) for _ in range(5)] for s in UNEVEN]
+    params = [Tensor(each[0], device=device, requires_grad=True) for each in arrays]
+    optimizer = kind(params, **{"lr": 0.01} | settings)
+    for step in range(1, 5):
+        for p, each in zip(params, arrays):
+            p.grad = Tensor(each[step], device=device)
+        optimizer.step()
+    return params, optimizer
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("kind, settings", SETTINGS, ids=label)
+def test_pieces_begin_where_packs_can_be_loaded_and_gaps_stay_zero(kind, settings, dtype, card):
+    there, ours = stepped_apart(GPU, kind, settings, dtype)
+    here, theirs = stepped_apart("cpu", kind, settings, dtype)
+    for a, b in zip(there, here, strict=True):
+        equal(a, b, 1e-12 if dtype == "float64" else 1e-5)
+        for name, state in theirs.state[b].items():
+            if hasattr(state, "shape"):
+                assert ours.state[a][name].shape == state.shape
+    for bundle in {*ours._bundles.of.values()}:
+        starts = [piece.data.ptr - bundle.flat.data.ptr for piece in bundle.pieces]
+        places = {start + i for start, p in zip(starts, bundle.pieces) for i in range(p.nbytes)}
+        assert not any(start % 16 for start in starts) and not bundle.flat.nbytes % 16
+        assert len(places) == sum(p.nbytes for p in bundle.pieces)  # none lies in another
+        ((_, _, states),) = bundle.whole
+        for long in (bundle.flat, bundle.gradient, *states.values()):
+            assert long.nbytes == bundle.flat.nbytes
+            rest = [b for i, b in enumerate(long.inside.tobytes()) if i not in places]
+            assert not np.frombuffer(bytes(rest), dtype).any() and (rest or dtype == "float64")

@@ -101,6 +101,17 @@ def test_what_kernels_do_not_know_goes_by_the_rule(launcher, dtype):
     assert not launcher.names
 
 
+def test_rows_that_are_more_or_longer_than_a_thread_can_count_go_by_the_rule():
+    "No memory is taken: all rows are one, seen again and again."
+    one, shapes = np.float32(1), [(2**30, 4), (4, 2**30), (2**31 + 8, 1), (3, 2**33)]
+    for shape in shapes:
+        x, labels = np.broadcast_to(one, shape), np.broadcast_to(np.int64(0), shape[:1])
+        assert not cuda._in_rows(x) and not cuda._has_labels(x, labels)
+        assert not fused._fit(x, None, None, None, cuda._MOST)
+    x = np.broadcast_to(one, (2**30 - 1, 2**30 - 1))
+    assert cuda._in_rows(x) and fused._fit(x, None, None, None, cuda._MOST)
+
+
 # ---- norms ----
 
 
@@ -165,7 +176,7 @@ def test_norms_with_and_without(launcher, shape, given, p, dtype):
         compare_norm(args, wants_z, DTYPES[dtype] * (4 if wants_z else 1))
 
 
-@pytest.mark.parametrize("cols", [24, 64, 1000, 2048])
+@pytest.mark.parametrize("cols", [24, 64, 256, 512, 1000, 2048])
 def test_no_order_of_threads_matters(launcher, cols):
     launcher.orders = ORDERS
     compare_norm(norm_args((9, cols), "float32", "rwb", 0.25), True, 3e-6)
@@ -261,6 +272,22 @@ def test_masks_of_norms_are_those_of_the_cpu(launcher, cols):
     assert np.array_equal(by_x, np.where(keep, by_residual * 2, 0))
 
 
+@pytest.mark.parametrize("p", [1e-6, 0.25, 1.0])
+def test_dropout_of_no_number_is_none_and_of_a_tiny_chance_scales(launcher, p):
+    x = np.ones((2, 16), "float32")
+    x[0], x[1, 3:6] = np.nan, (np.inf, -np.inf, -2)
+    with np.errstate(invalid="ignore"):
+        for a in (x, off(x)):
+            expected, pull = cuda.ops.dropout_by_draw.rule(np, x, DRAW, p=p)
+            found, mine = cuda.dropout_by_draw(xp, a, DRAW, p=p)
+            for one, other in ((found, expected), (mine(x), pull(x))):
+                np.testing.assert_array_equal(one, other)
+                assert np.array_equal(np.signbit(one[1, 6:]), np.signbit(other[1, 6:]))
+            y, z, _ = cuda._norm_parts(xp, a, None, None, None, DRAW, p, 1e-5, True)
+            np.testing.assert_array_equal(z, expected)
+            assert np.isnan(y).all()
+
+
 # ---- softmax and cross-entropy ----
 
 
@@ -346,6 +373,20 @@ def test_activations(launcher, name, shape, dtype):
 
 
 @pytest.mark.parametrize("name", BENDS)
+def test_activations_of_infinities_and_nan_are_those_of_the_rule(launcher, name):
+    a = np.array([np.nan, np.inf, -np.inf, 1, 0, -0.0, 1e-45, -3e38], "float32")
+    op, how = getattr(cuda.ops, name.partition(" ")[0]), {}
+    if name == "gelu by tanh":
+        how["approximate"] = "tanh"
+    with np.errstate(all="ignore"):
+        expected, by_rule = op.rule(np, a, **how)
+        for b in (a, off(a)):
+            found, pull = getattr(cuda, op.rule.__name__)(xp, b, **how)
+            np.testing.assert_allclose(found, expected, 3e-6)
+            np.testing.assert_allclose(pull(a), by_rule(a), 3e-6)
+
+
+@pytest.mark.parametrize("name", BENDS)
 def test_activations_far_out(launcher, name):
     a = np.array([-200, -90, -20, -6, -1e-3, 0, 1e-3, 6, 20, 90, 200], "float32")
     run_bend(name, a, np.ones_like(a))
@@ -364,6 +405,43 @@ def test_linear(launcher, shape, bias, activation, dtype):
     arrays = [(rng.integers(-4, 5, s) / 2).astype(as_dtype(dtype)) for s in shapes]  # exact sums
     compare("linear", arrays, {"activation": activation}, DTYPES[dtype] * 2)
     assert len(launcher.names) == 3  # one forward, two backward, whoever asks
+
+
+# ---- arrays that do not lie in order ----
+
+
+def apart(a):
+    "The numbers of `a`, of which neighbours in memory are in other rows, or are not its own."
+    return np.asfortranarray(a) if a.ndim > 1 else np.repeat(a, 2)[::2]
+
+
+WORKS = {
+    "softmax": ([(4, 6)], {"axis": -1}), "log_softmax": ([(4, 6)], {"axis": -1}),
+    "relu": ([(4, 6)], {}), "gelu": ([(4, 6)], {}),
+    "linear": ([(4, 3), (3, 6), (6,)], {"activation": "silu"}),
+    "cross_entropy": ([(4, 6), (4,)], {}), "surprise": ([(4, 6), (4,)], {"axis": -1}),
+    "dropout_by_draw": ([(4, 6)], {"p": 0.25}), "normalize": ([(4, 8), (8,), (8,)], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WORKS)
+def test_arrays_that_do_not_lie_in_order_are_brought_into_it(launcher, name):
+    shapes, settings = WORKS[name]
+    rng, op = np.random.default_rng(0), getattr(cuda, name)
+    arrays = [rng.normal(size=shape).astype("float32") for shape in shapes]
+    if name in ("cross_entropy", "surprise"):
+        arrays[1] = rng.integers(0, 6, 4)
+    if name == "dropout_by_draw":
+        arrays.append(DRAW)
+    if name == "normalize":
+        settings = {"axis": -1, "eps": 1e-5}
+    y, *pulls = op(xp, *arrays, **settings)
+    found, *others = op(xp, *map(apart, arrays), **settings)
+    np.testing.assert_allclose(found, y, 1e-6)
+    g = rng.normal(size=y.shape).astype("float32")
+    for pull, other in zip(pulls, others, strict=True):
+        np.testing.assert_allclose(other(apart(g) if g.ndim else g), pull(g), 1e-5, 1e-6)
+    assert launcher.names
 
 
 # ---- steps of optimizers ----
@@ -591,6 +669,125 @@ def test_what_only_one_order_notices():
     "The sum is right, and five orders agree; a race hides from the first three."
     sums_with("")
     sums_with("a value is overwritten before it is read", ORDERS[:3])
+
+
+# ---- the same faults in minima's own kernels ----
+
+
+def norm_of_three_rows():
+    compare_norm(norm_args((3, 1000), "float32", "rwb", 0.25), True, 1e-5)
+
+
+def norm_of_many_short_rows():
+    compare_norm(norm_args((60, 512), "float32", "rwb", 0.25), True, 1e-5)
+
+
+def softmax_of_two_rows():
+    a = np.random.default_rng(0).normal(size=(2, 1000)).astype("float32")
+    compare("softmax", [a], {"axis": -1}, 3e-6)
+
+
+def loss_of_many_rows():
+    rng = np.random.default_rng(0)
+    x, labels = rng.normal(size=(1500, 8)).astype("float32"), rng.integers(0, 8, 1500)
+    compare("cross_entropy", [x, labels], {}, 3e-6)
+
+
+def linear_of_many_rows():
+    arrays = [np.random.default_rng(0).integers(-4, 5, s) / 2 for s in ((20, 3), (3, 8), (8,))]
+    compare("linear", [a.astype("float32") for a in arrays], {"activation": "gelu"}, 1e-5)
+
+
+NO = "  __syncthreads();\n"
+ROW = "  int width = row < rows ? cols : 0;  // threads without a row still come to the barriers\n"
+TURN = "    __syncthreads();\n  }\n  if (total == partial) return;\n"
+LAST_WARP = "  if (threadIdx.x / 32 + 1 < blockDim.x / 32) __syncthreads();\n"
+AGAIN = "  __syncthreads();  // or a quick row would write where a slow one still reads\n"
+AWAIT = "    await_all_but_one();\n"
+HALF_OF = {"up", "random", "last warp ahead"}, {"down", "first warp ahead"}  # late; at once
+SHARED = "extern __shared__ __align__(16) float shared[];"
+SHORT = "(0xffffffffu, v, mask)", "(0x0000ffffu, v, mask)"
+ALL = {*ORDERS}
+IN_KERNELS = [  # instance, fault, what is replaced, by what, a computation, which orders notice
+    ("norm_forward<float, 16>", "no barrier", MEET, MEET.replace(NO, ""), norm_of_three_rows, ALL),
+    ("norm_backward<float, 16>", "no barrier", MEET, MEET.replace(NO, ""), norm_of_three_rows, ALL),
+    ("norm_backward<float, 16>", "no barrier between turns", TURN, TURN[20:], norm_of_three_rows,
+     ALL),
+    ("add_parts<float>", "no barrier", "= sum;\n" + NO, "= sum;\n", norm_of_three_rows,
+     {"up", "random", "first warp ahead"}),
+    ("bend_backward<float, Gelu, 4>", "no barrier", "= sum[j];\n" + NO, "= sum[j];\n",
+     linear_of_many_rows, {"up", "random", "first warp ahead"}),
+    ("norm_forward<float, 16>", "a barrier for some", ROW,
+     "  if (row >= rows) return;\n  int width = cols;\n", norm_of_three_rows, ALL),
+    ("softmax_forward<float, 4, false>", "a barrier for some", PART, LAST_WARP,
+     softmax_of_two_rows, ALL),
+    ("norm_forward<float, 16>", "a short mask", *SHORT, norm_of_three_rows, ALL),
+    ("softmax_forward<float, 4, false>", "a short mask", *SHORT, softmax_of_two_rows, ALL),
+    ("mean_of<float>", "a short mask", *SHORT, loss_of_many_rows, ALL),
+    ("norm_forward<float, 16>", "read too late", PART, "", norm_of_three_rows,
+     {"first warp ahead"}),
+    ("softmax_forward<float, 4, false>", "read too late", PART, "", softmax_of_two_rows,
+     {"first warp ahead", "last warp ahead"}),
+    ("norm_backward<float, 16>", "read too late", AGAIN, "", norm_of_many_short_rows,
+     {"first warp ahead"}),
+    ("norm_backward<float, 16>", "not awaited", AWAIT + "    float n", "    float n",
+     norm_of_many_short_rows, HALF_OF[0]),
+    ("norm_backward<float, 16>", "not awaited, of h", AWAIT + "#pragma", "#pragma",
+     norm_of_many_short_rows, HALF_OF[0]),
+    ("norm_backward<float, 16>", "fetched too early", AWAIT + "    float n",
+     "    fetch_first(row + step);\n" + AWAIT + "    float n",
+     norm_of_many_short_rows, HALF_OF[1]),
+    ("mean_of<float>", "read too late", PART, "", loss_of_many_rows,
+     {"last warp ahead"}),
+]  # fmt: skip
+
+
+@cache
+def faulty_kernels():
+    "All of them, compiled at once, and their names."
+    text, names = "", []
+    for i, (instance, _, old, new, *_) in enumerate(IN_KERNELS):
+        source = launches.source(launches.home(instance))
+        assert old in source
+        source = source.replace(old, new).replace(SHARED, "using ::shared;")
+        text += f"namespace fault_{i} {{\n{source}}}\n"
+        names.append(f"fault_{i}::{instance}".replace("Gelu", f"fault_{i}::Gelu"))
+    return Emulator(text, names), names
+
+
+class Faulty(launches.EmulatedLauncher):
+    "Runs one instance with a fault in it, and all others as they are."
+
+    def __init__(self, which):
+        super().__init__()
+        self.instance, (emulator, names) = IN_KERNELS[which][0], faulty_kernels()
+        self.emulator, self.name = emulator, names[which]
+
+    def launch(self, name, grid, block, args, shared=0):
+        if name != self.instance:
+            return super().launch(name, grid, block, args, shared)
+        return self.emulator.launch(self.name, grid, block, args, shared, self.orders)
+
+
+@pytest.mark.parametrize("which", range(len(IN_KERNELS)), ids=[
+    f"{name.partition('<')[0]}, {fault}" for name, fault, *_ in IN_KERNELS
+])  # fmt: skip
+def test_a_fault_in_a_kernel_is_noticed(launcher, which):
+    *_, compute, expected = IN_KERNELS[which]
+    compute()
+    assert IN_KERNELS[which][0] in launcher.names
+    noticed = set()
+    with launches.launching_by(Faulty(which)) as faulty:
+        for order in ORDERS:
+            faulty.orders = [order]
+            try:
+                compute()
+            except (RuntimeError, AssertionError):
+                noticed.add(order)
+        faulty.orders = ORDERS
+        with pytest.raises((RuntimeError, AssertionError)):
+            compute()
+    assert noticed == expected
 
 
 def test_what_does_not_compile_is_an_error():

@@ -18,7 +18,7 @@ from minima.capture import capture
 from minima.gpu.cublas import Pretended
 from minima.gpu.graphs import with_graphs
 from minima.gpu.library import Cuda
-from minima.kernels import launches
+from minima.kernels import cuda, launches
 from minima.testing import mock
 from minima.testing.emulator import can_emulate
 
@@ -155,3 +155,72 @@ def test_a_captured_step_with_kernels_computes_the_bits_of_the_step(make, launch
     assert step.recordings == 1
     for a, b in zip(plain, captured, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+# ---- losses ----
+
+LABELS = {"all count": [0, 3, 1, 1, 2], "some ignored": [0, -100, 1, -100, 2], "none": [-100] * 5}
+OPTIONS = [
+    {}, {"reduction": "sum"}, {"reduction": "none"}, {"weight": [1.0, 2.0, 0.5, 3.0]},
+    {"label_smoothing": 0.1}, {"label_smoothing": 0.1, "weight": [1.0, 2.0, 0.5, 3.0]},
+    {"ignore_index": 1}, {"ignore_index": 1, "reduction": "sum"},
+]  # fmt: skip
+
+
+def loss_and_gradient(device, scores, labels, options):
+    "Cross-entropy there, and its gradient for a cotangent that differs from 1, as NumPy's arrays."
+    options = {k: Tensor(v, device=device) if k == "weight" else v for k, v in options.items()}
+    x = Tensor(scores, device=device, requires_grad=True)
+    labels = Tensor(labels, device=device)
+    mock.counts.clear()
+    with np.errstate(all="ignore"):  # a mean of nothing
+        loss = nn.functional.cross_entropy(x, labels, **options)
+        found = loss, grad((loss * 3).sum(), x)[0]
+    assert device == "cpu" or quiet()
+    return [t.detach().numpy() for t in found]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("labels", LABELS)
+def test_cross_entropy_goes_by_its_kernel_whatever_is_ignored(labels, options, launcher):
+    labels = np.array(LABELS[labels])
+    if "ignore_index" in options:
+        labels = np.where(labels == -100, 1, labels)
+    scores = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    found = loss_and_gradient("cuda", scores, labels, options)
+    kinds = {name.partition("<")[0] for name in launcher.names}
+    assert kinds >= {"cross_entropy_forward", "cross_entropy_backward"}
+    if {*options} <= {"ignore_index"}:  # the mean is made at once
+        assert len(launcher.names) == 3
+    for mine, theirs in zip(found, loss_and_gradient("cpu", scores, labels, options)):
+        np.testing.assert_allclose(mine, theirs, 2e-6, 2e-6)
+
+
+@pytest.mark.parametrize("shape, axis", [((3,), 1), ((4, 3, 2), 1)])
+def test_cross_entropy_of_one_example_and_of_pictures(shape, axis, launcher):
+    scores = np.random.default_rng(0).normal(size=shape).astype("float32")
+    labels = np.array(1) if len(shape) == 1 else np.array([[0, 1], [-100, 2], [1, 1], [2, -100]])
+    both = [loss_and_gradient(device, scores, labels, {}) for device in ("cuda", "cpu")]
+    for mine, theirs in zip(*both):
+        np.testing.assert_allclose(mine, theirs, 2e-6, 2e-6)
+    assert bool(launcher.names) == (len(shape) == 1)  # classes that do not come last: by the rule
+
+
+def test_weights_of_uneven_sizes_are_read_where_they_lie(launcher, monkeypatch):
+    copied, row = [], cuda._row
+    monkeypatch.setattr(
+        cuda, "_row", lambda a, dtype: copied.append(row(a, dtype) is not a) or row(a, dtype)
+    )
+    model = nn.Sequential(
+        nn.Linear(3, 5), nn.LayerNorm(5), nn.Linear(5, 8), nn.LayerNorm(8), nn.Linear(8, 7)
+    ).to("cuda")  # fmt: skip
+    optimizer = optim.AdamW(model.parameters())
+    for _ in range(2):
+        optimizer.zero_grad()
+        (model(mi.ones(4, 3, device="cuda")) ** 2).sum().backward()
+        optimizer.step()
+    del launcher.names[:], copied[:]
+    model(mi.ones(4, 3, device="cuda"))
+    assert "norm_forward<float, 8>" in launcher.names and copied and not any(copied)
+    optimizer.step()
+    assert launcher.names[-1] == "adam<float, 4>"  # all of them, with what lies between

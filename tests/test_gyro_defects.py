@@ -453,7 +453,6 @@ def test_the_measured_scale_keeps_the_mean_of_each_iteration(p, shape):
         assert np.array_equal(measured != 0, expected != 0)
         kept = layers[0].masks(layers[0].schedule.chosen(t), shape[1:])
         assert np.allclose(measured[measured != 0] * kept.mean(), 1, rtol=1e-15, atol=0)
-        assert type(layers[0]._dropped(kept)) is float
         means.append(expected.mean())
     assert np.ptp(means) > 0.05
 

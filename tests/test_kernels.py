@@ -418,6 +418,14 @@ def test_loops_use_vectors(module, name):
     assert " x float>" in text
 
 
+@pytest.mark.parametrize("module", [cpu, linear, norms, optim], ids=lambda m: m.__name__)
+def test_loops_count(module):
+    "What iterates over an array is many times slower: LLVM sees no loop with a known end."
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.For) and isinstance(node.iter, ast.Call):
+            assert ast.unparse(node.iter.func) == "range", ast.unparse(node.iter)
+
+
 def test_nothing_is_promised_about_nan():
     "No kernel lets the compiler think that there is no NaN, no infinity, or one zero."
     for module in (cpu, linear, optim):

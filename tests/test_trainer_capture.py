@@ -19,8 +19,6 @@ from minima.trainer import Callback, InMemoryLogger, NaNStop, Trainer
 
 PASSES, STEP, ANSWER = range(3)
 REFUSED = {  # methods with which the passes run as they are, and why
-    "gyro, measured": "reading a value",
-    "stochastic depth, by block": "drawing random numbers this way",
     "stochastic depth, by sample": "drawing random numbers this way",
     "label smoothing": "LabelSmoothing acts in the middle of it, at AFTER_FORWARD",
     "mixup": "MixUp acts in the middle of it, at AFTER_FORWARD",

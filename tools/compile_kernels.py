@@ -20,6 +20,7 @@ from typing import NamedTuple
 from minima.kernels.launches import KERNELS, instances, source
 
 ARCHITECTURES = "sm_80", "sm_90"  # A100; H100 and H200
+OPTIONS = "-std=c++17", "-ftz=true"  # CuPy adds the second: numbers below 2**-126 are 0
 
 
 class Facts(NamedTuple):
@@ -49,8 +50,8 @@ def with_nvcc(code, architecture):
     with TemporaryDirectory() as folder:
         file = Path(folder, "kernels.cu")
         file.write_text(code, encoding="utf-8")
-        how = f"-arch={architecture} -cubin -std=c++17 -Xptxas -v --keep --keep-dir {folder}"
-        command = ["nvcc", *how.split(), str(file), "-o", f"{folder}/kernels.cubin"]
+        how = f"-arch={architecture} -cubin -Xptxas -v --keep --keep-dir {folder}"
+        command = ["nvcc", *how.split(), *OPTIONS, str(file), "-o", f"{folder}/kernels.cubin"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"nvcc failed:\n{done.stderr[:4000]}")
@@ -79,7 +80,7 @@ def with_nvrtc(code, architecture):
         return buffer.value.decode()
 
     lib.nvrtcCreateProgram(ctypes.byref(program), code.encode(), b"kernels.cu", 0, None, None)
-    how = [f"-arch={architecture}", "-std=c++17", f"-I{headers}", "--ptxas-options=-v"]
+    how = [f"-arch={architecture}", *OPTIONS, f"-I{headers}", "--ptxas-options=-v"]
     options = (ctypes.c_char_p * len(how))(*[o.encode() for o in how])
     failed = lib.nvrtcCompileProgram(program, len(how), options)
     log = text("ProgramLog")

@@ -43,6 +43,11 @@ def _check_method(method):
         raise ValueError(f"method is one of {', '.join(map(repr, METHODS))}; got {method!r}")
 
 
+def _stays(p, seed, offset):
+    "Whether a branch that is left out with probability `p` is kept by the draw."
+    return bool(keep_mask(1, p, seed, offset)[0])
+
+
 class StochasticResidual(Residual):
     "`x + fn(x)`, but in training `fn` is left out with probability `p`. arXiv 1603.09382."
 
@@ -64,9 +69,10 @@ class StochasticResidual(Residual):
         p = round(self.p * 65536) / 65536  # what a mask can do
         if not self.training or p == 0:
             return super().forward(x)
-        x = _tensor(x)
-        size = 1 if self.method == "block" else len(x)
-        kept = keep_mask(size, p, *as_generator(self.generator).draw())
+        x, generator = _tensor(x), as_generator(self.generator)
+        if self.method == "block":
+            return x + self.branch(x) * (1 / (1 - p)) if generator.ask(_stays, p) else x
+        kept = keep_mask(len(x), p, *generator.draw())
         if not kept.any():
             return x
         if kept.all():

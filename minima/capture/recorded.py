@@ -277,11 +277,11 @@ class Tape:
     def __init__(self):
         self.values, self.roots, self.instructions = [], [], []
         self.given, self.owners = {}, []  # arrays from outside: their numbers by id; and they
-        self.constants = {}  # arrays that depend on nothing
         self.numbers = []
         self.steps = {}  # of schedules: how many lines there were before, by instruction
         self.draws, self.pending, self.drawn = [], [], {}  # drawn: the arrays of draws, by value
-        self.states = {}  # of generators, before their first draw
+        self.states, self.sampled = {}, {}  # of generators, before; what is made of draws, by id
+        self.forgotten = set()  # ids of Tensors whose gradients do not matter
         self.made = set()  # ids of arrays that the function has made with NumPy
         self.quiet = False  # whether floating-point warnings were switched off somewhere
 
@@ -358,6 +358,9 @@ class Tape:
     def put(self, array):
         "An array that the function has made, as a Recorded: a draw, if it is one."
         draw = tuple(array.tolist()) if array.dtype == np.uint64 and array.shape == (2,) else None
+        if id(array) in self.sampled:
+            _, sample, draw = self.sampled[id(array)]
+            return self.call(sample, self.put(np.array(draw, np.uint64)))
         if self.pending and draw == self.pending[0][1]:
             self.draws.append((self.pending.pop()[0], array))
             self.drawn[draw] = array

@@ -35,6 +35,7 @@ import operator
 import re
 import warnings
 from bisect import bisect_right
+from collections import Counter
 from functools import partial, update_wrapper
 from itertools import chain
 
@@ -45,12 +46,14 @@ from ..autograd.tape import _owner, read_through, wrote_into
 from ..backend import Kernels, get_default_dtype, received_by
 from .fusion import can_fuse
 from .plan import AGAIN, Plan
-from .recorded import CaptureError, Number, Tape, _refuse
-from .recorder import _lifting, recorder
-from .slots import _check_numbers, _own_way, _same, _Schedules, _slots, _state
-from .slots import _swap_in, _swap_out
-from ..random import _drawing_from, _source
-from ..tensors import map_nest, map_tensors, tensors_in
+from .recorded import CaptureError, Number, Tape
+from .recorder import Decision, _answering, _check_inputs, _check_outputs
+from .recorder import _check_states, _Gradients, _lifting, _refuse_late, _rest
+from .recorder import recorder
+from .slots import _apart, _check_arrays, _check_numbers, _has_begun, _names_all
+from .slots import _own_way, _same, _Schedules, _slots, _state, _swap_in, _swap_out
+from ..random import Generator, _drawing_from, _source, default_generator
+from ..tensors import map_tensors, tensors_in
 
 # %% ../../nbs/80_capture.ipynb #ee4fc2a3
 class Replay(Plan):
@@ -59,7 +62,8 @@ class Replay(Plan):
     def __init__(self, captured, tape, inputs, outputs, entry, leaves, kept):
         numbers, tensors = inputs
         slots = _slots(captured.function)
-        held = {id(slot.value) for slot in slots}
+        held = {id(slot.value) for slot in slots if not slot.of_gradient}  # but those before:
+        held |= {id(slot.value) for slot in entry if slot.of_gradient}
         self.parameters = []
         for n, t in zip(numbers, tensors):
             new = id(t.array) not in held and n not in [m for m, _ in self.parameters]
@@ -80,18 +84,20 @@ class Replay(Plan):
         homes = {id(s.holder): s.value for s in entry if s.name == "_home"}
         steps = any(slot.of_optimizer for slot in slots)
         mixed = {id(slot.holder) for slot in slots if slot.is_cell()}
-        plain = {}
+        plain, forgotten = {}, self.tape.forgotten
         for slot in slots:
             holder, value, text = slot.holder, slot.value, slot.text(self.name)
             if isinstance(value, Tensor) and not slot.of_gradient:
                 tests.append(f"{self.name(value)}.requires_grad is {value.requires_grad}")
-            if slot.name == "grad" and isinstance(holder, Tensor):
+            if slot.name == "grad" and isinstance(holder, Tensor) and id(holder) not in forgotten:
                 before = grads.get(id(holder), value)
                 tests.append(f"({text} is None) is {before is None}")
+                if isinstance(before, Tensor) and before is not value and self._is_read(before):
+                    tests.append(f"{text}.array is {self.name(before.array)}")
                 if before is not None and before is value and steps:  # an optimizer looks at it
                     at_home = before.array is homes[id(holder)]
                     tests.append(f"({text}.array is {self.name(holder)}._home) is {at_home}")
-                if value is not None and id(value.array) in given:
+                if value is not None and before is value and id(value.array) in given:
                     tests.append(f"{text}.array is {self.name(value.array)}")
             elif slot.of_gradient or slot.name == "_home":
                 pass
@@ -111,6 +117,12 @@ class Replay(Plan):
         self.known.update(is_=operator.is_, chain=chain.from_iterable)
         size = f"sum(map(len, live)) == {len(known)}"
         return [f"if not ({' and '.join([size, held, *dict.fromkeys(tests)])}): return AGAIN"]
+
+    def _is_read(self, gradient):
+        "Whether the first instruction that knows the `gradient` of before wants its numbers."
+        number = self.tape.given[id(gradient.array)]
+        i = next((i for i in self.instructions if number in i.refs()), None)
+        return i is not None and number in i.args[i.f is operator.setitem :]
 
     def _numbers(self, slots, leaves):
         "Lines that look numbers up, compute others, and draw; and, kept for the end, what is left."
@@ -132,15 +144,30 @@ class Replay(Plan):
             elif not is_cell and (line.startswith("if ") or line.split(" ", 1)[0] in wanted):
                 lines.append(line)
                 wanted.update(re.findall(r"\bn\d+\b", line))
-        self.leaves = []
+        self.leaves, self.known["wrap"] = [], wrap
         for slot, value in leaves:
-            right = value.name if isinstance(value, Number) else self.name(value)
+            if isinstance(value, Number):
+                right = value.name
+            elif slot.number is not None and self.tape.roots[slot.number] in self.moving:
+                right = f"wrap({self.text(slot.number)})"
+            else:
+                right = self.name(value)
             self.leaves.append(f"{slot.text(self.name)} = {right}")
-        draws = []
-        for k, (generator, array) in enumerate(self.tape.draws):
-            draw, into = self.name(generator), self.name(array, f"draw{k}")
-            draws.append(f"{into}[0], {into}[1] = {draw}.draw()")
-        return [*self._in_time(lines[::-1]), *draws]
+        return [*self._in_time(lines[::-1]), *self._draws()]
+
+    def _draws(self):
+        "Lines that draw; and, kept for the beginning, what draws have decided."
+        draws, self.decisions, before = [], [], Counter()
+        for k, (generator, made) in enumerate(self.tape.draws):
+            draw = f"{self.name(generator)}.draw()"
+            if isinstance(made, Decision):
+                self.decisions.append((made, generator, before[generator]))
+                draws.append(draw)
+            else:
+                into = self.name(made, f"draw{k}")
+                draws.append(f"{into}[0], {into}[1] = {draw}")
+            before[generator] += 1
+        return draws
 
     def _in_time(self, lines):
         "`lines`, with numbers as they are; those that a schedule's step may change follow it, too."
@@ -175,6 +202,8 @@ class Replay(Plan):
 
     def run(self, arrays):
         "What the function would have returned for these arrays; AGAIN if something has changed."
+        if not all([made.holds(*draw) for made, *draw in self.decisions]):
+            return AGAIN
         found = self.replay(*arrays)
         return AGAIN if found is AGAIN else self.returned(found)
 
@@ -184,19 +213,6 @@ class Replay(Plan):
             return wrap(arrays[0])
         rest = iter(arrays)
         return map_tensors(lambda _: wrap(next(rest)), self.shape)
-
-
-def _refuse_late():
-    "Raise CaptureError, since a decision was made that does not hold, when it was too late."
-    _refuse(
-        "a decision by a number that a schedule has set before, in the same call,",
-        "Step the schedule after the optimizer: then the next call finds out, and records anew.",
-    )
-
-
-def _names_all(holder):
-    "Whether `holder` has the global names of a module, not all of which matter."
-    return isinstance(holder, dict) and "__builtins__" in holder
 
 # %% ../../nbs/80_capture.ipynb #cddbcdba
 # ---- a function and its plans ----
@@ -217,7 +233,7 @@ class Captured:
     ):
         self.function, self.fallback, self.check, self.keep = function, fallback, check, keep
         self.fuse = fuse
-        self.plans, self.warm, self.recordings, self.plan = {}, {}, 0, None
+        self.plans, self.warm, self.waits, self.recordings, self.plan = {}, {}, {}, 0, None
         self.refused = None  # or why it runs as it is
         update_wrapper(self, function)
 
@@ -230,9 +246,12 @@ class Captured:
         except CaptureError as error:
             return self._fall_back(error, run)
         arrays = [t.array for t in tensors]
-        for plan in self.plans.get(key, ()):
+        plans = self.plans.get(key, ())
+        for k, plan in enumerate(plans):
             found = plan.run(arrays)
             if found is not AGAIN:
+                if k:  # what was used last is found first, and kept longest
+                    plans.insert(0, plans.pop(k))
                 self.plan = plan
                 return found
         return self._anew(key, tensors, run)
@@ -259,7 +278,8 @@ class Captured:
             _check_inputs(tensors)
             is_warm = _same(_state(self.function), self.warm.get(key))
             own_way = _own_way(self, tensors)
-            recording = (own_way or self._record)(tensors, run) if is_warm else None
+            is_time = is_warm and self._is_time(key)
+            recording = (own_way or self._record)(tensors, run) if is_time else None
         except Exception as error:  # which has left no trace
             return self._fall_back(error, run)
         if recording is not None:
@@ -271,6 +291,14 @@ class Captured:
             return self._fall_back(error, lambda: found)
         self.warm[key] = _state(self.function)
         return map_tensors(Tensor.detach, found)
+
+    def _is_time(self, key):
+        "Whether to record: always, until all places are taken; then after ever more calls."
+        if len(self.plans.get(key, ())) < self.keep:
+            return True
+        left, size = self.waits.get(key, (0, 1))
+        self.waits[key] = (left - 1, size) if left else (2 * size - 1, 2 * size)
+        return not left
 
     def _fall_back(self, error, run):
         "What `run` returns; from now on nothing is captured. Raises `error` if that is not wished."
@@ -293,11 +321,17 @@ class Captured:
             swapped = _swap_in(tape, entry)
             before = [(array, array.copy()) for array in _apart(tape.values)]
             recorder.tape = tape
+            held = [s.value for s in entry if isinstance(s.value, Generator)]
+            tape.states = {g: g.get_state() for g in (default_generator, *held)}
             draw = partial(tape.draw, _source.get())
-            with _Schedules(tape, entry), _drawing_from(draw), received_by(tape.put):
+            drawing = _drawing_from(draw, _answering(tape))
+            gradients = _Gradients(tape, entry)
+            with _Schedules(tape, entry), gradients, drawing, received_by(tape.put):
                 found = run()
                 tape.settle()
+                _check_states(tape)
                 _check_numbers(entry)
+                _check_arrays(tape, entry, swapped, tensors_in(found))
                 _check_outputs(found)
             outputs = [tape.lift_any(t.array) for t in tensors_in(found)]
         except BaseException:
@@ -317,8 +351,11 @@ class Captured:
 
     def _planned(self, key, tape, inputs, outputs, *held):
         "Make a plan of what was written down; returns what the recorded run has returned."
-        values = [tape.values[n].copy() for n in outputs[0]]
+        values, entry = [tape.values[n].copy() for n in outputs[0]], held[0]
         plan = Replay(self, tape, inputs, outputs, *held)
+        if _has_begun(entry, _slots(self.function)):  # which happens once
+            self.warm[key] = _state(self.function)
+            return plan.returned(values)
         return self._kept(key, plan, plan.returned(values))
 
     def _kept(self, key, plan, found):
@@ -326,59 +363,6 @@ class Captured:
         self.plans[key] = [plan, *self.plans.get(key, ())][: self.keep]
         self.plan, self.recordings = plan, self.recordings + 1
         return found
-
-# %% ../../nbs/80_capture.ipynb #1de922a7
-def _apart(arrays):
-    "Those of `arrays` that are not pieces of others, whose copy has their numbers, too."
-    found, spans = [], []
-    for array in sorted(arrays, key=lambda a: -a.nbytes):
-        low, high = np.lib.array_utils.byte_bounds(array)
-        if not any(start <= low and high <= end for start, end in spans):
-            found.append(array)
-            spans += [(low, high)] * array.flags.c_contiguous
-    return found
-
-
-def _rest(nest):
-    "What `nest` has besides Tensors, as text."
-
-    def told(leaf):
-        if isinstance(leaf, np.ndarray):
-            _refuse("an array as an argument", "Pass Tensors: minima.Tensor(array).")
-        return "a Tensor" if isinstance(leaf, Tensor) else leaf
-
-    return repr(map_nest(told, nest))
-
-
-def _check_inputs(tensors):
-    "Raise CaptureError if an argument is no plain array, or wants a gradient."
-    for t in tensors:
-        if t.requires_grad:
-            _refuse(
-                "an argument that requires a gradient",
-                "Arguments are data, another Tensor in each call: pass .detach(), or let "
-                "the function hold it, as it holds a model.",
-            )
-
-
-def _check_outputs(found):
-    "Raise CaptureError if what a function has returned is part of a graph, or a number."
-    for t in tensors_in(found):
-        if not t.is_leaf and t._edges is not None:
-            _refuse(
-                "returning a Tensor with its graph",
-                "Call backward() inside, return .detach(), or compute under no_grad().",
-            )
-    others = []
-    map_nest(lambda leaf: None if isinstance(leaf, _RETURNED) else others.append(leaf), found)
-    if any(isinstance(leaf, Number) for leaf in others):
-        _refuse("returning an optimizer's number", "Look it up outside.")
-    if others:
-        kind = type(others[0]).__name__
-        _refuse(f"returning a {kind}", "Return Tensors, or tuples, lists and dicts of them.")
-
-
-_RETURNED = (Tensor, str, bool, int, float, type(None))
 
 # %% ../../nbs/80_capture.ipynb #a8d0060e
 def capture(

@@ -30,7 +30,7 @@ import numpy as np
 
 from ..autograd import Tensor, wrap
 from ..backend import Backend, Device, _by_type
-from .recorded import _PACKAGE, Number, Recorded, _again, _refuse
+from .recorded import _PACKAGE, Number, Recorded, Ref, _again, _refuse
 from ..optim import LRScheduler, Optimizer
 from ..random import Generator
 
@@ -90,6 +90,8 @@ def _names(code):
 class Slot:
     "A place where something is held: by whom, under which name, and what."
 
+    number = None  # on the tape, of a gradient's array that a recording has left
+
     def __init__(self, holder, name, value, of_optimizer, of_gradient):
         self.holder, self.name, self.value = holder, name, value
         self.of_optimizer, self.of_gradient = of_optimizer, of_gradient
@@ -132,10 +134,10 @@ class Slot:
 
 def _slots(*things):
     "All places where something is held, that can be reached from `things`."
-    found, seen = [], set()
+    found, seen, gradients = [], set(), []
     waiting = [(thing, False, False) for thing in reversed(things)]
-    while waiting:
-        thing, of_optimizer, of_gradient = waiting.pop()
+    while waiting or gradients:  # which come last: somebody else may hold them, too
+        thing, of_optimizer, of_gradient = (waiting or gradients).pop()
         if id(thing) in seen:
             continue
         seen.add(id(thing))
@@ -144,7 +146,7 @@ def _slots(*things):
             if not of_gradient or name == "array":
                 kind = of_optimizer, of_gradient or name == "grad"
                 found.append(Slot(holder, name, value, *kind))
-                waiting.append((value, *kind))
+                (gradients if kind[1] else waiting).append((value, *kind))
     return found
 
 # %% ../../nbs/76_slots.ipynb #267c2be8
@@ -210,14 +212,57 @@ def _swap_out(tape, entry, swapped, slots):
         elif isinstance(now, Number):
             leaves.append((slot, now))
             slot.set(now.value)
-        elif slot.name == "grad" and now is not gradients.get(id(slot.holder), now):
+        elif slot.name == "grad" and (
+            now is not gradients.get(id(slot.holder), now) or id(slot.holder) in tape.forgotten
+        ):
             leaves.append((slot, now))
+            if now is not None:
+                slot.number = tape.lift_any(now.array)
         elif (new := _lifted(now, lower)) is not now:
             slot.set(new)
         slot.value = slot.get()
     return leaves, kept
 
 # %% ../../nbs/76_slots.ipynb #db4fc6fb
+def _apart(arrays):
+    "Those of `arrays` that are not pieces of others, whose copy has their numbers, too."
+    found, spans = [], []
+    for array in sorted(arrays, key=lambda a: -a.nbytes):
+        low, high = np.lib.array_utils.byte_bounds(array)
+        if not any(start <= low and high <= end for start, end in spans):
+            found.append(array)
+            spans += [(low, high)] * array.flags.c_contiguous
+    return found
+
+
+def _check_arrays(tape, entry, swapped, found):
+    "Raise CaptureError if arrays that were read were replaced: a replay would read the old ones."
+    read = {tape.roots[n] for i in tape.instructions for n in i.refs()}
+    read |= {tape.roots[t.array.number] for t in found if isinstance(t.array, Recorded)}
+    marks = {id(slot): mark for slot, mark in swapped}
+    for slot in entry:
+        now, mark = slot.get(), marks.get(id(slot))
+        if now is slot.value or now is mark or getattr(now, "number", -1) == mark:
+            continue
+        if slot.of_gradient or slot.name in ("grad", "_home"):
+            continue
+        gone = [mark] if isinstance(mark, Ref) else _inside(slot.value, mark, slot.of_optimizer)
+        if not read.isdisjoint(tape.roots[n] for n in gone):
+            holder, name = type(slot.holder).__name__, slot.name
+            _refuse(
+                f"replacing {f'the array of a {holder}' if name == 'array' else repr(name)}",
+                "It was read, and a replay would read the old one again. Write into it: "
+                "t.detach().copy_(new).",
+            )
+
+
+def _inside(value, mark, of_optimizer):
+    "The numbers of the recorded arrays in `value`, or in the tuple that it was swapped for."
+    is_nest = isinstance(value, Tensor if of_optimizer else Tensor | list | dict)
+    parts = mark or ([slot.get() for slot in _slots(value)] if is_nest else ())
+    return [a.number for a in parts if isinstance(a, Recorded)]
+
+
 def _check_numbers(entry):
     "Raise CaptureError if a number was changed in a way that no replay would repeat."
     for slot in (s for s in entry if type(s.value) in (int, float, bool) or s.is_cell()):
@@ -310,6 +355,19 @@ class _Schedules:
             _refuse(f"a schedule that sets {slot.name!r} to a {kind}", "Let it set int or float.")
 
 # %% ../../nbs/76_slots.ipynb #db2073c8
+def _has_begun(entry, slots):
+    "Whether an optimizer has begun to remember something that was not there on `entry`."
+    place = lambda slot: (id(slot.holder), slot.name)
+    kinds = [[s for s in found if s.of_optimizer and not s.of_gradient] for found in (entry, slots)]
+    before = {place(slot) for slot in kinds[0]}
+    return any(place(s) not in before for s in kinds[1] if not isinstance(s.holder, tuple))
+
+
+def _names_all(holder):
+    "Whether `holder` has the global names of a module, not all of which matter."
+    return isinstance(holder, dict) and "__builtins__" in holder
+
+
 def _state(function):
     "What a recording of `function` would rely on: who holds what."
     state = []

@@ -39,7 +39,8 @@ import numpy as np
 from ..autograd import Tensor
 from ..capture.plan import AGAIN
 from ..capture.recorded import CaptureError, Number, Tape, _refuse, _refuse_reading
-from ..capture.replays import Replay, _check_outputs
+from ..capture.recorder import _check_outputs
+from ..capture.replays import Replay
 from ..capture.slots import _Schedules, _slots
 from ..random import _drawing_from, _source
 from ..tensors import map_tensors, tensors_in, wrap

@@ -164,7 +164,7 @@ _INTEGERS = frozenset(kind for kind in numpy_backend.narrow if kind.kind in "biu
 class Cuda(Backend):
     "CuPy on the GPUs of this machine."
 
-    narrow = numpy_backend.narrow
+    narrow, align = numpy_backend.narrow, 16  # what one instruction of a kernel moves
 
     def __init__(
         self,
@@ -254,13 +254,14 @@ class Cuda(Backend):
 
     def side_by_side(self, arrays):
         "Copies of `arrays`, of one dtype, in one 1-d array; it, and its pieces with their shapes."
-        xp = self.beside(arrays[0])
-        flat = xp.concatenate([xp.reshape(a, (-1,)) for a in arrays])
-        pieces, start = [], flat.data
-        for a in arrays:
-            pieces.append(self.array_type(a.shape, flat.dtype, start))
-            start = start + a.nbytes
-        return flat, pieces
+        xp, dtype = self.beside(arrays[0]), arrays[0].dtype
+        size = dtype.itemsize
+        gap = xp.zeros(self.align // size, dtype)  # behind each, up to where the next one begins
+        rows = [(xp.reshape(a, (-1,)), gap[: -a.nbytes % self.align // size]) for a in arrays]
+        parts = [part for row in rows for part in row if part.size]
+        flat = xp.concatenate(parts or [gap[:0]])
+        starts = [flat.data + span.start * size for span in self.spans(arrays)]
+        return flat, [self.array_type(a.shape, dtype, at) for a, at in zip(arrays, starts)]
 
     # ---- how rules are read ----
 

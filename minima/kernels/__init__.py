@@ -36,6 +36,7 @@ ON_A_GPU = (
     ops.sigmoid,
     ops.silu,
     ops.softmax,
+    ops.surprise,
     ops.tanh,
 )
 

@@ -40,6 +40,29 @@ template <int N, class T> INLINE void store(T* to, Pack<T, N> pack) {
   *reinterpret_cast<Pack<T, N>*>(to) = pack;
 }
 
+// ---- packs under way: from memory into shared memory, while the thread goes on ----
+
+#ifdef __CUDACC__
+template <class P> INLINE void fetch(P* to, const P* from) {  // in the group that `send` ends
+#if __CUDA_ARCH__ >= 800
+  unsigned at = __cvta_generic_to_shared(to);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+#else
+  *to = *from;
+#endif
+}
+INLINE void send() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+INLINE void await_all_but_one() {  // group of those that this thread has sent
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group 1;" ::: "memory");
+#endif
+}
+#endif
+
 // ---- sums: every thread gets the sum, always added in the same order ----
 
 struct Two { float a, b; };  // two sums in one go
@@ -89,21 +112,21 @@ INLINE Words philox(Word64 counter, Word64 offset, Word64 seed) {
 
 // What is dropped: where the 16 bits of an element are less than `threshold`, which is 65536 p.
 struct Drop {
-  const Word64* draw;  // the seed and the offset, in device memory
+  const Word64* draw;  // the seed and the offset, in device memory; null if nothing is dropped
   unsigned threshold;
   float scale;  // 1 / (1 - p)
 };
 
-// Bit j says whether element `first` + j is kept, for N elements of one block of 8.
+// Bit j says whether element `first` + j is kept, for a pack of N elements of one block of 8.
 template <int N> INLINE unsigned kept(Drop drop, Word64 first) {
-  if (drop.threshold == 0) return (1u << N) - 1;
+  if (!drop.draw) return (1u << N) - 1;
   Words words = philox(first / 8, drop.draw[1], drop.draw[0]);
   Word64 low = words.y, high = words.w;
   low = low << 32 | words.x, high = high << 32 | words.z;
-  unsigned bits = 0;
+  unsigned bits = 0, start = first % 8 / N * N;  // so that the compiler knows 0 if N is 8
 #pragma unroll
   for (int j = 0; j < N; j++) {
-    unsigned at = first % 8 + j;
+    unsigned at = start + j;
     unsigned half = (at < 4 ? low : high) >> 16 * (at % 4) & 0xffff;
     bits |= (half >= drop.threshold) << j;
   }
@@ -112,6 +135,6 @@ template <int N> INLINE unsigned kept(Drop drop, Word64 first) {
 
 // Element j after dropout: rounded by itself, so that forward and backward see the same number.
 INLINE float dropped(float a, unsigned bits, int j, Drop drop) {
-  if (drop.threshold == 0) return a;
-  return bits >> j & 1 ? __fmul_rn(a, drop.scale) : 0.f;
+  if (!drop.draw) return a;
+  return __fmul_rn(a, bits >> j & 1 ? drop.scale : 0.f);  // NaN and infinities become NaN
 }

@@ -263,9 +263,10 @@ def _peak_of(x):
     but_sign = word(np.iinfo(word).max)
 
     def peak(x):
-        most = least
-        for i in x.view(word):
-            most = max(most, word(i ^ ((i >> last) & but_sign)))
+        words, most = x.view(word), least
+        for j in range(words.size):
+            i = word(words[j] ^ ((words[j] >> last) & but_sign))
+            most = i if i > most else most
         return word(most ^ ((most >> last) & but_sign)).view(real)
 
     return peak
@@ -378,11 +379,11 @@ def _cross_entropy_back(x, labels, sums, g, d: OUT):
 
 
 @_kernel(ops.cross_entropy)
-def cross_entropy(xp, logits, labels):
+def cross_entropy(xp, logits, labels, *, ignore_index=None):
     "`cross_entropy` in one pass, forward and backward; keeps a number per row."
-    n = len(labels)
-    if not (_fits(logits) and logits.size and logits.shape[:-1] == labels.shape == (n,)):
-        return in_place.cross_entropy(xp, logits, labels)
+    n, fits = len(labels), _fits(logits) and logits.size and ignore_index is None
+    if not (fits and logits.shape[:-1] == labels.shape == (n,)):
+        return in_place.cross_entropy(xp, logits, labels, ignore_index=ignore_index)
     sums, mean = xp.empty(n, logits.dtype), xp.empty((), logits.dtype)
     labels = _plain(labels, xp.int64)
     _cross_entropy(logits, labels, sums, mean)

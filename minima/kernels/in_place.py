@@ -125,11 +125,11 @@ for _backend in ("cpu", "recorder"):  # a recorder follows whatever is made of f
 # %% ../../nbs/65_in_place.ipynb #0fe90187
 @ops.cross_entropy.kernel("recorder")
 @ops.cross_entropy.kernel("cpu")
-def cross_entropy(xp, logits, labels):
+def cross_entropy(xp, logits, labels, *, ignore_index=None):
     "`cross_entropy`, which keeps probabilities, and makes its gradient of them in one more array."
     n = len(logits)
-    if logits.dtype not in FLOATS or not n:
-        return ops.cross_entropy.rule(xp, logits, labels)
+    if logits.dtype not in FLOATS or not n or ignore_index is not None:
+        return ops.cross_entropy.rule(xp, logits, labels, ignore_index=ignore_index)
     z = logits - xp.maximum.reduce(logits, axis=1, keepdims=True)
     at = xp.arange(n), labels
     right = z[at]

@@ -21,7 +21,7 @@ kernels on the CPU.
 What always holds: how a sum is cut into parts depends on shapes and on the GPU, never on chance,
 so results repeat bit by bit.
 
-What is left out: tuning by measurement, and shapes for more than `2**31` rows.
+What is left out: tuning by measurement, and shapes for `2**30` rows and more.
 """
 
 # %% ../../nbs/71_launches.ipynb #58be47f1
@@ -180,6 +180,7 @@ def norm_backward(
     cols,
     n,
     processors,  # how many the GPU has
+    third=True,  # whether there is a third matrix to read, besides x and the cotangent of y
 ) -> Shape:
     "No more blocks than the GPU takes at once: each adds up its part of the sums over rows."
     held = _held(cols) if n > 1 else None
@@ -189,7 +190,8 @@ def norm_backward(
         return Shape(name, grid, (32 * warps, 1), 8 * warps)
     (numbers, warps), together = held, max(1, 8 // held[1])
     blocks = min(_over(rows, together), processors * (2 if warps < 16 else 1))
-    shared = max(8 * warps * together, 8 * cols if together > 1 else 0)
+    ahead = numbers * 16 // pack(dtype) * (3 if third else 2)  # bytes of the next row, per thread
+    shared = max((32 * ahead + 8) * warps * together, 8 * cols if together > 1 else 0)
     name = instance("norm_backward", dtype, numbers)
     return Shape(name, (blocks,), (32 * warps, together), shared)
 
@@ -230,13 +232,23 @@ def flat(kernel, dtype, size, n) -> Shape:
 
 
 @cache
-def _compiled(name):
-    "The instance called `name`, compiled by NVRTC, which CuPy keeps on disk."
+def _facts(device):
+    "What there is to know of a GPU, by its number; CuPy asks the driver for a hundred facts."
+    import cupy
+
+    return cupy.cuda.Device(device).attributes
+
+
+@cache
+def _compiled(name, device):
+    "The instance called `name` for a GPU, compiled by NVRTC, which CuPy keeps on disk."
     import cupy
 
     options = ("-std=c++17",)
     module = cupy.RawModule(code=source(home(name)), options=options, name_expressions=[name])
-    return module.get_function(name)
+    kernel = module.get_function(name)
+    kernel.max_dynamic_shared_size_bytes = _facts(device)["MaxSharedMemoryPerBlockOptin"]
+    return kernel
 
 
 class CuPyLauncher:
@@ -248,7 +260,8 @@ class CuPyLauncher:
 
         device = next(a.device for a in args if isinstance(a, cupy.ndarray))
         with device:
-            _compiled(name)(grid, block, [self.as_argument(a) for a in args], shared_mem=shared)
+            kernel = _compiled(name, device.id)
+            kernel(grid, block, [self.as_argument(a) for a in args], shared_mem=shared)
 
     def as_argument(self, a):
         "An array or None as a pointer, a number as it is."
@@ -260,7 +273,7 @@ class CuPyLauncher:
         "How many multiprocessors the current GPU has."
         import cupy
 
-        return cupy.cuda.Device().attributes["MultiProcessorCount"]
+        return _facts(cupy.cuda.runtime.getDevice())["MultiProcessorCount"]
 
 
 @cache

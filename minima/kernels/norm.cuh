@@ -66,82 +66,121 @@ __global__ void __launch_bounds__(512) norm_forward(
   }
 }
 
+// Add `sums` to those at `to`, if there are any.
+INLINE void add_to(float* to, Pack<float, 4> sums, bool any) {
+  if (any) {
+    Pack<float, 4> before = load<4>(to);
+#pragma unroll
+    for (int j = 0; j < 4; j++) sums.at[j] = before.at[j] + sums.at[j];
+  }
+  store(to, sums);
+}
+
 // The same walk back. With `is_sum`, `x` is z itself. A block takes many rows, and adds up its part
-// of the gradients of weight and bias: (gridDim.x, 2, cols) floats in `partial`.
+// of the gradients of weight and bias: (gridDim.x, 2, cols) floats in `partial`. While it computes
+// with a row, what it needs of its next one is under way into shared memory. There each thread has
+// places of its own, into which it writes again only when it has computed with what was there.
 template <class T, int HELD>
-__global__ void __launch_bounds__(512) norm_backward(
+__global__ void __launch_bounds__(512, 1) norm_backward(
     const T* g, const T* h, const T* x, const T* residual, const T* weight,
     const Word64* draw, unsigned threshold, float scale, int is_sum,
     const float* mean, const float* factor, int rows, int cols, T* dx, T* dz, float* partial) {
   constexpr int N = 16 / sizeof(T), PACKS = HELD / N;
   extern __shared__ __align__(16) float shared[];
   Drop drop = {draw, threshold, scale};
-  int warps = blockDim.x / 32, stride = blockDim.x * N;
-  float dw[PACKS][N] = {}, db[PACKS][N] = {};
+  int warps = blockDim.x / 32, stride = blockDim.x * N, threads = blockDim.x * blockDim.y;
+  Pack<T, N>* place = reinterpret_cast<Pack<T, N>*>(shared);
+  place += threadIdx.y * blockDim.x + threadIdx.x;
+  float* meeting = shared + threads * (residual || h ? 3 : 2) * PACKS * 4;
+  Pack<float, 4> dw[HELD / 4] = {}, db[HELD / 4] = {};
 
-  for (int first = blockIdx.x * blockDim.y; first < rows; first += gridDim.x * blockDim.y) {
-    int row = first + threadIdx.y;
+  auto fetch_row = [&](int row, int kind, const T* from) {  // of three kinds
+#pragma unroll
+    for (int i = 0; i < PACKS; i++) {
+      int col = threadIdx.x * N + i * stride;
+      if (!from || row >= rows || col >= cols) continue;
+      const T* at = from + (long long)row * cols + col;
+      fetch(place + (kind * PACKS + i) * threads, reinterpret_cast<const Pack<T, N>*>(at));
+    }
+  };
+  auto fetched = [&](int kind, int i) { return place[(kind * PACKS + i) * threads]; };
+  auto fetch_first = [&](int row) {  // what is needed before the sums
+    fetch_row(row, 0, g), fetch_row(row, 1, x), fetch_row(row, 2, residual);
+    send();
+  };
+
+  int step = gridDim.x * blockDim.y, row = blockIdx.x * blockDim.y + threadIdx.y;
+  fetch_first(row);
+  fetch_row(row, 2, h);
+  send();
+  for (int first = blockIdx.x * blockDim.y; first < rows; first += step, row += step) {
     long long start = (long long)row * cols;
     int width = row < rows ? cols : 0;
     float m = width ? mean[row] : 0, f = width ? factor[row] : 0;
-    Pack<T, N> a[PACKS] = {}, up[PACKS] = {};
+    Pack<T, N> up[PACKS] = {};
     unsigned bits = 0;
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
       int col = threadIdx.x * N + i * stride;
-      if (col >= width) continue;
-      up[i] = load<N>(g + start + col), a[i] = load<N>(x + start + col);
-      bits |= kept<N>(drop, start + col) << i * N;
+      if (col < width) bits |= kept<N>(drop, start + col) << i * N;
     }
+    await_all_but_one();
     float n[PACKS][N];
     Two sums = {0, 0};
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
       int col = threadIdx.x * N + i * stride;
       if (col >= width) continue;
-      Pack<T, N> w = load_or<N>(1, weight, col), b = load_or<N>(0, residual, start + col);
+      Pack<T, N> a = fetched(1, i), w = load_or<N>(1, weight, col), b;
+      up[i] = fetched(0, i);
+      if (residual) b = fetched(2, i);
 #pragma unroll
       for (int j = 0; j < N; j++) {
-        float v = wide(a[i].at[j]), d = wide(up[i].at[j]);
+        float v = wide(a.at[j]), d = wide(up[i].at[j]);
         if (!is_sum) v = dropped(v, bits, i * N + j, drop);
-        n[i][j] = (v + wide(b.at[j]) - m) * f;
+        n[i][j] = (v + (residual ? wide(b.at[j]) : 0) - m) * f;
         float u = d * wide(w.at[j]);
         sums = sums + Two{u, u * n[i][j]};
-        dw[i][j] += d * n[i][j];
-        db[i][j] += d;
+        dw[(i * N + j) / 4].at[j % 4] += d * n[i][j];
+        db[(i * N + j) / 4].at[j % 4] += d;
       }
     }
-    sums = row_sum(sums, warps, shared);
+    sums = row_sum(sums, warps, meeting);
+    fetch_first(row + step);
+    await_all_but_one();
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
       int col = threadIdx.x * N + i * stride;
       if (col >= width) continue;
-      Pack<T, N> w = load_or<N>(1, weight, col), c = load_or<N>(0, h, start + col), by_x, by_z;
+      Pack<T, N> w = load_or<N>(1, weight, col), c, by_x, by_z;
+      if (h) c = fetched(2, i);
 #pragma unroll
       for (int j = 0; j < N; j++) {
         float u = wide(up[i].at[j]) * wide(w.at[j]);
-        float d = (u - sums.a / cols - n[i][j] * (sums.b / cols)) * f + wide(c.at[j]);
+        float d = (u - sums.a / cols - n[i][j] * (sums.b / cols)) * f;
+        if (h) d += wide(c.at[j]);
         by_z.at[j] = narrow<T>(d);
         by_x.at[j] = narrow<T>(dropped(d, bits, i * N + j, drop));
       }
       if (dz) store(dz + start + col, by_z);
       store(dx + start + col, by_x);
     }
+    fetch_row(row + step, 2, h);
+    send();
   }
 
   if (!partial) return;
   partial += (long long)blockIdx.x * 2 * cols;
   float* total = blockDim.y > 1 ? shared : partial;
+  __syncthreads();  // or a quick row would write where a slow one still reads
   for (int turn = 0; turn < blockDim.y; turn++) {  // always in the same order
 #pragma unroll
-    for (int i = 0; i < PACKS; i++)
-#pragma unroll
-      for (int j = 0; j < N; j++) {
-        int col = threadIdx.x * N + i * stride + j;
-        if (col >= cols || turn != threadIdx.y) continue;
-        total[col] = turn ? total[col] + dw[i][j] : dw[i][j];
-        total[cols + col] = turn ? total[cols + col] + db[i][j] : db[i][j];
-      }
+    for (int i = 0; i < HELD; i += 4) {
+      int col = threadIdx.x * N + i / N * stride + i % N;
+      if (col >= cols || turn != threadIdx.y) continue;
+      add_to(total + col, dw[i / 4], turn > 0);
+      add_to(total + cols + col, db[i / 4], turn > 0);
+    }
     __syncthreads();
   }
   if (total == partial) return;

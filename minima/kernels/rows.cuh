@@ -64,10 +64,12 @@ __global__ void softmax_backward(const T* y, const T* g, long long rows, int col
   }
 }
 
-// For each row the loss, NaN for a label that is no column, and log(sum(exp(x))).
+// For each row the loss, and log(sum(exp(x))). The loss is 0 for the label `ignored`, and NaN for
+// any other that is no column.
 template <class T, int N>
 __global__ void cross_entropy_forward(
-    const T* x, const long long* labels, long long rows, int cols, float* losses, float* log_sums) {
+    const T* x, const long long* labels, long long ignored, long long rows, int cols,
+    float* losses, float* log_sums) {
   extern __shared__ __align__(16) float shared[];
   long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
   if (row >= rows) return;
@@ -76,33 +78,45 @@ __global__ void cross_entropy_forward(
   if (threadIdx.x > 0) return;
   long long label = labels[row];
   bool known = 0 <= label && label < cols;
-  losses[row] = known ? logf(of.b) - (wide(x[label]) - of.a) : not_a_number();
+  float loss = known ? logf(of.b) - (wide(x[label]) - of.a) : not_a_number();
+  losses[row] = label == ignored ? 0 : loss;
   log_sums[row] = of.a + logf(of.b);
 }
 
+// `g` is what each row's loss received, one behind the other or (`step` 0) the same; it is divided
+// by `*count`, unless that is null.
 template <class T, int N>
 __global__ void cross_entropy_backward(
-    const T* x, const long long* labels, const float* log_sums, const T* g, long long rows,
-    int cols, T* d) {
+    const T* x, const long long* labels, long long ignored, const float* log_sums, const T* g,
+    int step, const float* count, long long rows, int cols, T* d) {
   long long row = (long long)blockIdx.x * blockDim.y + threadIdx.y;
   if (row >= rows) return;
   x += row * cols, d += row * cols;
-  float log_sum = log_sums[row], scale = wide(*g) / rows;
+  long long label = labels[row];
+  float log_sum = log_sums[row], scale = wide(g[row * step]) / (count ? *count : 1);
   for (int col = threadIdx.x * N; col < cols; col += blockDim.x * N) {
     Pack<T, N> a = load<N>(x + col);
     for (int j = 0; j < N; j++) {
       float p = expf(wide(a.at[j]) - log_sum);
-      a.at[j] = narrow<T>((p - (col + j == labels[row])) * scale);
+      a.at[j] = narrow<T>(label == ignored ? 0 : (p - (col + j == label)) * scale);
     }
     store(d + col, a);
   }
 }
 
-// The second stage of a mean over rows, by one block.
-template <class T> __global__ void mean_of(const float* a, long long size, T* mean) {
+// The second stage of a mean over the rows that are not ignored, by one block; and their `count`.
+template <class T>
+__global__ void mean_of(
+    const float* losses, const long long* labels, long long ignored, long long rows, T* mean,
+    float* count) {
   extern __shared__ __align__(16) float shared[];
-  double sum = 0;
-  for (long long i = threadIdx.x; i < size; i += blockDim.x) sum += a[i];
+  double sum = 0, counted = 0;
+#pragma unroll 8
+  for (long long row = threadIdx.x; row < rows; row += blockDim.x) {
+    sum += losses[row];
+    counted += labels[row] != ignored;
+  }
   sum = row_sum(sum, blockDim.x / 32, shared);
-  if (threadIdx.x == 0) *mean = narrow<T>((float)(sum / size));
+  counted = row_sum(counted, blockDim.x / 32, shared);
+  if (threadIdx.x == 0) *mean = narrow<T>((float)(sum / counted)), *count = counted;
 }

@@ -39,31 +39,32 @@ from .module import _child_modules
 
 
 def _parts(arrays, n):
-    "Of the arrays for `n` hidden layers: the input, all weights, the biases, the masks."
-    x, *others = arrays
+    "Of the arrays for `n` hidden layers: the input, all weights, the biases, masks and scales."
+    x, *others, scales = arrays
     linear, keeps = others[: 2 * n + 1], others[2 * n + 1 :]
-    return x, linear[::2], linear[1::2], keeps
+    return x, linear[::2], linear[1::2], keeps, [scales[i] for i in range(n)]
 
 
-def _slope(xp, z, keep, block, p):
-    "What ReLU and dropout multiply `z` with: 1 / (1 - p) where it is positive and kept, else 0."
+def _slope(xp, z, keep, block, scale):
+    "What ReLU and dropout multiply `z` with: `scale` where it is positive and kept, else 0."
     wide = xp.broadcast_to(xp.expand_dims(keep, axis=2), (*keep.shape, block))
     wide = xp.reshape(wide, (keep.shape[0], keep.shape[1] * block))[:, : z.shape[1]]
-    return xp.astype(wide, z.dtype) * xp.astype(z > 0, z.dtype) * (1 / (1 - p) if p < 1 else 0.0)
+    return xp.astype(wide, z.dtype) * xp.astype(z > 0, z.dtype) * scale
 
 
 @op
-def relu_drop_chain(xp, *arrays, blocks, ps):
+def relu_drop_chain(xp, *arrays, blocks):
     """Linear layers, with ReLU and dropout by blocks of neurons between them.
 
-    `arrays` are x (B, in); the weight and bias of each hidden layer; the last weight; and for each
-    hidden layer which rows (first axis) keep which of its blocks of `blocks[i]` neurons.
+    `arrays` are x (B, in); the weight and bias of each hidden layer; the last weight; for each
+    hidden layer which rows (first axis) keep which of its blocks of `blocks[i]` neurons; and, in
+    one array, what each hidden layer multiplies with what it keeps.
     """
-    x, weights, biases, keeps = _parts(arrays, len(blocks))
+    x, weights, biases, keeps, scales = _parts(arrays, len(blocks))
     inputs, slopes = [x], []
-    for w, b, keep, block, p in zip(weights, biases, keeps, blocks, ps):
+    for w, b, keep, block, scale in zip(weights, biases, keeps, blocks, scales):
         z = xp.matmul(inputs[-1], w) + b
-        slopes.append(_slope(xp, z, keep, block, p))
+        slopes.append(_slope(xp, z, keep, block, scale))
         inputs.append(z * slopes[-1])
 
     def behind(i, g):
@@ -156,14 +157,13 @@ def _outer(parts, cotangents, meetings, out):
 
 # %% ../../nbs/29_blockwise.ipynb #7d335f6b
 @relu_drop_chain.kernel("cpu")
-def _by_tiles(xp, *arrays, blocks, ps):
+def _by_tiles(xp, *arrays, blocks):
     "`relu_drop_chain`, tile by tile of the weights, each with the rows that need it."
-    x, weights, biases, keeps = _parts(arrays, len(blocks))
+    x, weights, biases, keeps, scales = _parts(arrays, len(blocks))
     sizes, every = [x.shape[1], *(w.shape[1] for w in weights)], np.ones((len(x), 1), bool)
     widths = sizes[0], *blocks, sizes[-1]
     layers = [_Blocks(*layer) for layer in zip((every, *keeps, every), widths, sizes)]
     meetings = [_meetings(a.key, b.key) for a, b in zip(layers, layers[1:])]
-    scales = [1 / (1 - p) if p < 1 else 0.0 for p in ps]
     parts = [[x]]
     for i, (w, b) in enumerate(zip(weights, biases)):
         parts.append(_forward(parts[i], meetings[i], w, layers[i + 1].zeros(x.dtype)))
@@ -264,16 +264,17 @@ class GyroSequential(Sequential):
 
     def _together(self, members, x):
         "What the `members` make of `x`, computed by `relu_drop_chain`."
-        weights, keeps, ps = [], [], []
+        weights, keeps, scales = [], [], []
         for linear, drop in zip(members[::3], members[2::3]):
-            chosen, rows = drop._assigned(len(x), *drop._turn())
-            table = drop._table(chosen, (linear.out_features,), x.device)
-            blocks = table[:, :: drop.block]
+            at = dict(turn=drop._turn(), x=x, shape=(linear.out_features,))
             weights += linear.weight, linear.bias
-            keeps.append(backend_of(table).beside(table).take(blocks, x.device.put(rows), axis=0))
-            ps.append(drop._dropped(table))
-        settings = dict(blocks=[drop.block for drop in members[2::3]], ps=ps)
-        y = relu_drop_chain(x, *weights, members[-1].weight, *keeps, **settings)
+            keeps.append(drop._ask(drop._keep, **at, step=drop.block))
+            wide = np.result_type(x.dtype, np.float32)  # halves would round it
+            scales.append(drop._ask(drop._factor, **at, dtype=wide))
+        scales = backend_of(x.array).beside(x.array).stack(scales)
+        blocks = [drop.block for drop in members[2::3]]
+        y = relu_drop_chain(x, *weights, members[-1].weight, *keeps, scales, blocks=blocks)
+        y = y.to(dtype=x.dtype)
         return y if members[-1].bias is None else y + members[-1].bias
 
 # %% ../../nbs/29_blockwise.ipynb #0a06c810

@@ -33,7 +33,7 @@ import numpy as np
 
 from .. import operators as ops
 from ..autograd import ShapeError
-from ..backend import backend_of, cpu
+from ..backend import backend_of
 from .functional.layers import _check_probability, _tensor
 from .module import Buffer, Module
 from ..random import Generator, as_generator, keep_mask, random_bits
@@ -237,22 +237,21 @@ class GyroDropout(Module):
         kept = np.repeat(np.array(bits).reshape(len(bits), groups), self.block, axis=1)[:, :size]
         return kept.reshape(len(bits), *shape)
 
-    def _table(self, chosen, shape, device, key=None):
-        "The `masks`, on `device`; the same ones as long as the same subnetworks are chosen."
-        key = key or _Counter(self.key).ints()
-        belongs, kept = (chosen, self.p, self.block, key, device), self._kept
+    def _table(self, chosen, shape, key):
+        "The `masks`; the same array as long as the same subnetworks are chosen."
+        belongs, kept = (chosen, self.p, self.block, key), self._kept
         if kept.by != belongs:
             kept.by, kept.tables = belongs, {}
         if shape not in kept.tables:
-            kept.tables[shape] = device.put(self.masks(chosen, shape, key))
+            kept.tables[shape] = self.masks(chosen, shape, key)
         return kept.tables[shape]
 
-    def _dropped(self, table):
-        "The fraction that counts as dropped: of all masks on average, or of this `table` in fact."
+    def _scale(self, table):
+        "What is multiplied with what is kept: right for all masks on average, or for this `table`."
+        kept = 1 - round(self.p * 65536) / 65536  # what a mask can do
         if self.scale == "measured":
-            xp = backend_of(table).beside(table)
-            return 1 - int(xp.sum(xp.astype(table, xp.int64))) / max(table.size, 1)
-        return round(self.p * 65536) / 65536  # what a mask can do
+            kept = np.count_nonzero(table) / max(table.size, 1)
+        return 1 / kept if kept else 0.0
 
     def _turn(self):
         "The seed of the schedule, and how many iterations have begun, as its library has them."
@@ -262,31 +261,46 @@ class GyroDropout(Module):
             return seed, iteration + 1
         return counter._state
 
-    def _assigned(self, n, seed, count):
-        "The subnetworks at work, and for each of `n` rows the place of its own among them."
-        schedule, iteration = self.schedule, max(int(count) - 1, 0)
-        if schedule.only is not None:
-            return (schedule.only,), np.zeros(n, dtype=int)
-        return schedule.chosen(iteration, int(seed)), schedule.rows(n, iteration)
+    def _ask(self, function, turn, x, shape, **settings):
+        "What `function` of NumPy's arrays makes of a `turn` for the rows of `x`, where `x` is."
+        settings |= dict(n=len(x), shape=shape, only=self.schedule.only)
+        return backend_of(x.array).ask(function, x.array, *turn, self.key.array, **settings)
 
-    def _keep(self, seed, count, key, n, shape):
-        "Which numbers of `n` rows are kept, as a function of NumPy's arrays."
-        chosen, rows = self._assigned(n, seed, count)
-        table = self._table(chosen, shape, cpu(), tuple(map(int, key)))
-        return np.take(table, rows, axis=0)
+    def _at_work(self, seed, count, key, n, shape, only):
+        "The masks of those at work, and for each of `n` rows the place of its own among them."
+        schedule, iteration, key = self.schedule, max(int(count) - 1, 0), tuple(map(int, key))
+        if only is not None:
+            return self._table((only,), shape, key), np.zeros(n, dtype=int)
+        chosen = schedule.chosen(iteration, int(seed))
+        return self._table(chosen, shape, key), schedule.rows(n, iteration)
+
+    def _keep(self, *turn, step=1, **where):
+        "Which numbers of each row are kept; of each `step` of them, the first."
+        table, rows = self._at_work(*turn, **where)
+        return np.take(table[..., ::step], rows, axis=0)
+
+    def _factor(self, *turn, dtype, **where):
+        "What is multiplied with what is kept."
+        return np.asarray(self._scale(self._at_work(*turn, **where)[0]), dtype)
+
+    def _weights(self, *turn, dtype, **where):
+        "What each number of each row is multiplied with."
+        table, rows = self._at_work(*turn, **where)
+        return np.take(table * np.asarray(self._scale(table), dtype), rows, axis=0)
 
     def forward(self, x):
         if not self.training and self.schedule.only is None:
             return x
         x = _tensor(x)
-        shape, n, turn = self._neurons(x.shape), len(x), self._turn()
+        shape, turn = self._neurons(x.shape), self._turn()
         if round(self.p * 65536) == 0:
             return x
-        by, table = (*turn, self.key.array), None
-        keep = backend_of(x.array).ask(self._keep, x.array, *by, n=n, shape=shape)
         if self.scale == "measured":
-            table = self._table(self._assigned(n, *turn)[0], shape, x.device)
-        return ops.dropout(x, keep, p=self._dropped(table))
+            wide = np.result_type(x.dtype, np.float32)  # halves would round what it is measured to
+            weights = self._ask(self._weights, turn, x, shape, dtype=wide)
+            return (x.to(dtype=wide) * weights).to(dtype=x.dtype)
+        keep = self._ask(self._keep, turn, x, shape)
+        return ops.dropout(x, keep, p=round(self.p * 65536) / 65536)
 
     def extra_repr(self):
         block = f", block={self.block}" if self.block > 1 else ""

@@ -24,7 +24,7 @@ What is left out: scaling of rows or layers (stochastic depth, layer scale).
 
 # %% ../../nbs/11_fused.ipynb #cb42d239
 from functools import lru_cache
-from math import prod
+from math import inf, prod
 
 import numpy as np
 
@@ -174,13 +174,13 @@ def norm_and_sum(x, residual=None, weight=None, bias=None, draw=None, *, p=0.0, 
 # ---- kernels ----
 
 
-def _fit(x, residual, weight, bias):
+def _fit(x, residual, weight, bias, most):
     "Whether all are arrays of one dtype, of shapes that need no broadcasting."
     shape, dtype = x.shape, x.dtype
     for a, size in ((residual, shape), (weight, shape[-1:]), (bias, shape[-1:])):
         if a is not None and (getattr(a, "dtype", None) != dtype or a.shape != size):
             return False
-    return x.size > 0
+    return x.size > 0 and max(shape[-1], x.size // shape[-1]) <= most
 
 
 def _is_plain(a):
@@ -202,12 +202,13 @@ def rows_parts(
     forward,  # of a library, x, residual, weight, bias, drop, eps, z; gives y, mean, scale
     backward,  # of a library, g, h, x, residual, weight, drop, mean, scale, z: four gradients
     dtypes=("float32", "float64"),  # what they compute with; the rest is left to the rule
+    most=inf,  # how many rows there may be, and numbers in a row
 ):
     "The parts of the operation, made by two functions of matrices of rows."
     computes = lru_cache(lambda dtype: dtype.isnative and dtype.name in dtypes)
 
     def parts(library, x, residual, weight, bias, draw, p, eps, wants_z):
-        if not (computes(x.dtype) and _fit(x, residual, weight, bias)):
+        if not (computes(x.dtype) and _fit(x, residual, weight, bias, most)):
             narrow = backend_of(x).narrow
             arrays = [_wide(a, library, narrow) for a in (x, residual, weight, bias)]
             return _parts(library, *arrays, draw, p, eps)

@@ -232,17 +232,26 @@ def _contracted(a, left, b, right, needed):
 
 
 @op
-def cross_entropy(xp, logits, labels):
+def cross_entropy(xp, logits, labels, *, ignore_index=None):
     "Mean of -log softmax(`logits`)[label] over the rows of `logits` (N, C); integer `labels` (N,)."
     z = logits - xp.max(logits, axis=1, keepdims=True)
     log_p = z - xp.log(xp.sum(xp.exp(z), axis=1, keepdims=True))
     n, classes = logits.shape
 
-    def pull(g):
+    def by_logits(g):
         hit = xp.reshape(labels, (n, 1)) == xp.arange(classes)
-        return (xp.exp(log_p) - xp.astype(hit, log_p.dtype)) * (g / n)
+        return (xp.exp(log_p) - xp.astype(hit, log_p.dtype)) * g
 
-    return -xp.mean(log_p[xp.arange(n), labels]), pull
+    if ignore_index is None:
+        return -xp.mean(log_p[xp.arange(n), labels]), lambda g: by_logits(g / n)
+    counts = labels != ignore_index
+    total = xp.sum(xp.astype(counts, log_p.dtype))
+    picked = xp.where(counts, log_p[xp.arange(n), xp.where(counts, labels, 0)], 0)
+
+    def pull(g):
+        return xp.where(xp.reshape(counts, (n, 1)), by_logits(g / total), 0)
+
+    return -xp.sum(picked) / total, pull
 
 
 @op

@@ -21,7 +21,6 @@ What is left out: updates that look at shapes, such as a norm per matrix. They g
 """
 
 # %% ../../nbs/32_flat.ipynb #f12e23fe
-from itertools import accumulate
 from operator import eq, is_
 from sys import getrefcount
 
@@ -143,12 +142,12 @@ class Bundle:
 
     def _grow(self, after):
         "Take over the states of the chunks, in which there is something new."
-        ends = [*accumulate(p.size for p in self.params)]
+        spans = self.backend.spans(self.pieces)
         for name, value in after[-1].items():
             values = [value] * len(self.params)
             if hasattr(value, "shape"):
                 whole = self.backend.xp.concat([state[name] for state in after])
-                values = [whole[end - p.size : end] for p, end in zip(self.params, ends)]
+                values = [whole[span] for span in spans]
                 values = [self.backend.xp.reshape(v, p.shape) for v, p in zip(values, self.params)]
             for state, value in zip(self.states, values):
                 state[name] = value

@@ -244,7 +244,7 @@ _SPECIAL = {
     "relu_drop_chain": (
         "AWSRM",
         lambda x, w, b, c, m: relu_drop_chain(
-            x, w, b, w.T, c, w, m[:, :3], m[:, 2:], blocks=(2, 2), ps=(0.25, 0.5)
+            x, w, b, w.T, c, w, m[:, :3], m[:, 2:], ops.ones_like(c[:2]) * [1.5, 2], blocks=(2, 2)
         ),
     ),
     "dropout_add_layer_norm": ("ABRRD", partial(ops.dropout_add_layer_norm, p=0.25)),

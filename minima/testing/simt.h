@@ -46,13 +46,15 @@ inline unsigned __umulhi(unsigned a, unsigned b) { return (uint64_t)a * b >> 32;
 
 // ---- the machine ----
 
-alignas(16) float shared[16384];  // what kernels declare as `extern __shared__ float shared[]`
+alignas(16) float shared[32768];  // what kernels declare as `extern __shared__ float shared[]`
 
 namespace simt {
 
 enum Order { UP, DOWN, RANDOM, FIRST_WARP_AHEAD, LAST_WARP_AHEAD };
 enum Waits { RUNS, AT_BLOCK, AT_WARP, DONE };
 constexpr uint32_t POISON = 0xffffffff, GUARD = 0x5ca1ab1e, GUARDS = 64;
+
+struct Copy { void* to; const void* from; size_t bytes; };
 
 struct Fibre {
   ucontext_t start;
@@ -62,13 +64,15 @@ struct Fibre {
   unsigned mask;  // of the lanes that it waits for
   int line;       // of the barrier where it waits
   char mail[16];  // what it offers in a shuffle
+  std::vector<std::vector<Copy>> sent;  // copies under way, in groups; the last is not sent yet
 };
 
 struct {
   dim3 grid, block, block_index, thread_index;
   std::vector<Fibre> fibres;
   std::vector<std::vector<char>> stacks;
-  int now;  // which fibre runs
+  int now;    // which fibre runs
+  bool late;  // whether copies under way arrive when they are waited for, or at once
   jmp_buf home;
   void (*call)(void*);
   void* kernel;
@@ -116,6 +120,18 @@ template <class V> V shuffle(unsigned mask, V value, int from) {
   return value;
 }
 
+inline void copy(const Copy& c) { memcpy(c.to, c.from, c.bytes); }
+inline void fetch(Copy c) {
+  if ((uintptr_t)c.to % c.bytes || (uintptr_t)c.from % c.bytes) fail("a copy is not aligned");
+  if (machine.late) machine.fibres[machine.now].sent.back().push_back(c);
+  else copy(c);
+}
+inline void await_groups(size_t but) {
+  auto& sent = machine.fibres[machine.now].sent;
+  for (; sent.size() > but + 1; sent.erase(sent.begin()))
+    for (Copy& c : sent.front()) copy(c);
+}
+
 inline bool any_runs() {
   for (Fibre& fibre : machine.fibres)
     if (fibre.waits == RUNS) return machine.error.empty();
@@ -158,12 +174,13 @@ inline void run_block(Order order, size_t bytes) {
   for (size_t i = 0; i < end + GUARDS; i++) shared[i] = bits_to_float(i < end ? POISON : GUARD);
   auto stack = machine.stacks.begin();
   for (Fibre& fibre : fibres) {
-    fibre.waits = RUNS, fibre.started = false;
+    fibre.waits = RUNS, fibre.started = false, fibre.sent.assign(1, {});
     getcontext(&fibre.start);
     fibre.start.uc_stack.ss_sp = stack->data();
     fibre.start.uc_stack.ss_size = stack++->size();
     makecontext(&fibre.start, begin, 0);
   }
+  machine.late = order % 2 == 0;
   std::vector<int> turn(n);
   for (int i = 0; i < n; i++) turn[i] = order == DOWN || order == LAST_WARP_AHEAD ? n - 1 - i : i;
   uint32_t chance = 12345;
@@ -219,6 +236,11 @@ template <class V> V __shfl_down_sync(unsigned mask, V value, int by) {
   int lane = simt::machine.now % 32;
   return simt::shuffle(mask, value, lane + by < 32 ? lane + by : lane);
 }
+
+// What `common.cuh` makes of instructions: copies, in groups that the thread sends and waits for.
+template <class P> void fetch(P* to, const P* from) { simt::fetch({to, from, sizeof(P)}); }
+inline void send() { simt::machine.fibres[simt::machine.now].sent.emplace_back(); }
+inline void await_all_but_one() { simt::await_groups(1); }
 
 // ---- what Python calls ----
 

@@ -55,16 +55,21 @@ class Event(StrEnum):
     FIT_END = "fit_end"
 
 # %% ../../nbs/46_events.ipynb #4aa26fcf
-@contextmanager
-def blaming(
-    who,  # a few words, or a function that finds them when they are needed
-):
-    "Within, an error gets the note `This was {who}.`, and goes on its way."
-    try:
-        yield
-    except Exception as error:
-        error.add_note(f"This was {who() if callable(who) else who}.")
-        raise
+class blaming:
+    "Within a `with` block, an error gets the note `This was {who}.`, and goes on its way."
+
+    def __init__(
+        self,
+        who,  # a few words, or a function that finds them when they are needed
+    ):
+        self.who = who
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        if isinstance(error, Exception):
+            error.add_note(f"This was {self.who() if callable(self.who) else self.who}.")
 
 # %% ../../nbs/46_events.ipynb #304ac21c
 @dataclass

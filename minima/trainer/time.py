@@ -47,8 +47,9 @@ class Time:
         time,  # a string such as "500ba" or "0.5dur", an int (epochs), or a Time
     ):
         if isinstance(time, Time):
-            time = f"{time.value}{time.unit}"
-        elif hasattr(time, "__index__") and not isinstance(time, bool):
+            self.value, self.unit = time.value, time.unit
+            return
+        if hasattr(time, "__index__") and not isinstance(time, bool):
             time = f"{time}ep"
         found = isinstance(time, str) and re.fullmatch(_WRITTEN, time)
         if not found or found[2] not in UNITS:
@@ -137,7 +138,8 @@ class Timestamp:
         time,  # a Time, or what stands for one
     ) -> bool:
         "Whether training has come as far as `time`."
-        return self.get(Time(time).unit) >= Time(time).value
+        time = Time(time)
+        return self.get(time.unit) >= time.value
 
     def passed(
         self,

@@ -267,17 +267,19 @@ def nll_loss(
     return _reduced(layer, losses, reduction, counts, ignored)
 
 # %% ../../../nbs/20_functional_losses.ipynb #ed831c63
-def _all_count(input, target, ignore_index):
-    "Whether these are scores (N, C) and labels (N,), one or more, none of which is ignored."
+def _in_one(input, target, ignore_index):
+    "The settings with which one rule makes the mean; None if others have to."
     x, labels = input.array, target.array
     if x.ndim != 2 or labels.shape != x.shape[:1] or not labels.size:
-        return False
-    if target.dtype.kind not in "iu" or -1 < ignore_index < x.shape[1]:
-        return False
+        return None
+    if target.dtype.kind not in "iu":
+        return None
     try:
-        return backend_of(labels).check_indices(labels, x.shape[1]) is not False
-    except IndexError:
-        return False
+        if backend_of(labels).check_indices(labels, x.shape[1]) is False:
+            return {"ignore_index": ignore_index}
+    except IndexError:  # some are ignored, or wrong
+        return None
+    return None if -1 < ignore_index < x.shape[1] else {}
 
 
 def cross_entropy(
@@ -291,8 +293,9 @@ def cross_entropy(
     "Minus log softmax(`input`) at the label; the mean is weighted. Raises errors like `nll_loss`."
     layer, input, target = "CrossEntropyLoss", _tensor(input), _tensor(target)
     if weight is None and reduction == "mean" and label_smoothing == 0:
-        if _all_count(input, target, ignore_index):
-            return ops.cross_entropy(input, target)  # all in one rule
+        settings = _in_one(input, target, ignore_index)
+        if settings is not None:
+            return ops.cross_entropy(input, target, **settings)
     if not 0 <= label_smoothing <= 1:
         raise RuntimeError(f"{layer} expects label_smoothing from 0 to 1, got {label_smoothing}")
     weight, axis = _class_weight(layer, weight, input), _class_axis(input)
