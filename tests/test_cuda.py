@@ -23,7 +23,7 @@ from test_optim import SETTINGS, label
 from minima import backend as registry
 from minima import data, nn, optim
 from minima.autograd import Tensor, from_dlpack, grad
-from minima.backend import backend_of, get_backend, kernels_off, register
+from minima.backend import Kernels, backend_of, get_backend, kernels_off, register
 from minima.gpu import cards
 from minima.gpu.cublas import _TYPES, SIGNATURES, Cublas, Pretended, distance, layout
 from minima.gpu.library import _PUT, Cuda
@@ -285,6 +285,29 @@ def test_an_array_comes_in_any_dtype_to_any_card(made_by, index, card):
         assert found.device.id == index and found.dtype == (dtype or "float64")
         assert found.inside.tolist() == [1.5, 2.5] if dtype != np.int8 else [1, 2]
     assert mock.cuda.runtime.getDevice() == 0
+
+
+def test_only_memory_that_is_locked_and_in_order_is_fetched_as_it_is(card):
+    pinned = card.pinned(np.arange(16.0).reshape(4, 4))
+    assert card.door._is_pinned(pinned) and card.door._is_pinned(pinned[1:])
+    for other in (pinned[:, ::2], pinned.T, pinned.copy(), np.ones(3), np.frombuffer(b"12345678")):
+        assert not card.door._is_pinned(other)
+        np.testing.assert_array_equal(card.asarray(other).inside, other)
+
+
+def test_who_takes_halves_says_so_or_rounds_once(card):
+    kernels = Kernels()
+    rule = lambda xp, a: a
+    for name, takes in (("layer_norm", False), ("exp", True)):
+        rule.__name__ = name
+        read, narrow = card.reading(rule, kernels)
+        assert (np.dtype("float16") in narrow) is not takes and np.dtype("int8") in narrow
+    for takes in (False, True):
+        kernel = kernels.register(GPU)(lambda xp, a: a)
+        kernel.takes_halves = takes
+        assert (np.dtype("float16") in card.reading(rule, kernels)[1]) is not takes
+    del kernel.takes_halves
+    assert np.dtype("float16") in card.reading(rule, kernels)[1]
 
 
 def test_of_one_card_there_is_only_one(monkeypatch):
