@@ -729,6 +729,8 @@ def overheads(card, report):
 
 def of_pytorch(card):
     "A sum in PyTorch."
+    if not card.theirs:
+        raise RuntimeError("PyTorch has no GPU")
     t = torch.zeros(64, device=card.theirs)
     return lambda: t + t
 
