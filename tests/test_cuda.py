@@ -295,6 +295,13 @@ def test_only_memory_that_is_locked_and_in_order_is_fetched_as_it_is(card):
         np.testing.assert_array_equal(card.asarray(other).inside, other)
 
 
+def test_the_namespace_is_cupys_by_name_and_copies_as_it_does(card):
+    assert repr(card) == f"Backend({GPU!r}, minima.testing.mock)"
+    a = mock.ones(2)
+    assert card.xp.astype(a, "float64") is not a and card.xp.astype(a, "float64", copy=False) is a
+    assert card.xp.astype(a, "bfloat16").dtype == "bfloat16"
+
+
 def test_who_takes_halves_says_so_or_rounds_once(card):
     kernels = Kernels()
     rule = lambda xp, a: a

@@ -314,6 +314,23 @@ def test_a_gradient_that_is_read_is_looked_up_where_it_was(card):
     assert norm().item() == 50.0 and norm.recordings == before
 
 
+def test_a_gradient_that_is_read_and_forgotten_is_read_anew(card):
+    p = Tensor([1.0, 2.0], device=GPU, requires_grad=True)
+    g = Tensor([0.0, 0.0], device=GPU)
+
+    @capture
+    def taken():
+        found = (p.grad * p.grad).sum()
+        p.grad = None
+        return found
+
+    for factor in (1.0, 2.0, 3.0, 4.0):
+        g[...] = factor
+        p.grad = g
+        assert taken().item() == 2 * factor * factor and p.grad is None
+    assert taken.recordings == 1
+
+
 def test_after_a_refused_recording_no_gradient_is_left_that_was_never_computed(card):
     p = Tensor([1.0, 2.0], device=GPU, requires_grad=True)
 

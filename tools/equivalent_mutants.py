@@ -201,6 +201,11 @@ EQUIVALENT = {
     "self.cupy.cuda.Device(index) -> self.cupy.cuda.Device(index)": FOR_SPEED,
     "gpu.library.Cuda._asarray: as_dtype(dtype) -> dtype":
         "NumPy knows `bfloat16` by its name as soon as ml_dtypes was imported",
+    "gpu.library.Namespace.__getattr__: setattr(self, name, found) -> "
+    "(False and setattr(self, name, found))": FOR_SPEED,
+    "gpu.library.Namespace.__getattr__: setattr(self, name, found) -> self": FOR_SPEED,
+    "gpu.graphs._Before.__init__: s.name == \"grad\" and isinstance(s.holder, Tensor) -> "
+    "(s.name == 'grad')": "what else is called grad may be looked at likewise",
     "gpu.library.Door.pinned: max(numbers.nbytes, 1) -> numbers.nbytes":
         "a pretended card can pin nothing, too",
 }  # fmt: skip
