@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
+from programs import numbers, random_program
 
 import minima as mi
 from minima import algorithms, nn, optim
@@ -18,11 +19,6 @@ from minima.capture.slots import Slot
 
 F = nn.functional
 capture = partial(mi.capture, fuse=False)  # fused, it has tests of its own
-
-
-def numbers(*shape, seed=0):
-    "Random numbers, the same in each run."
-    return np.random.default_rng([seed, *shape]).normal(size=shape).astype("float32")
 
 
 def batches(n=32, width=6, classes=3, count=5):
@@ -521,42 +517,19 @@ def test_views_of_arguments_and_strides():
 
 UNARY = [ops.exp, ops.tanh, ops.sigmoid, ops.relu, ops.gelu, ops.softplus, ops.silu, ops.abs]
 BINARY = [ops.add, ops.subtract, ops.multiply, ops.maximum, ops.minimum]
-REDUCING = [ops.softmax, ops.log_softmax, ops.cumsum, lambda t, axis: ops.mean(t, axis, True)]
+ALONG = [ops.softmax, ops.log_softmax, ops.cumsum, lambda t, axis: ops.mean(t, axis, True)]
+ALONG = [lambda t, f=f: f(t, axis=-1) * ops.ones_like(t) for f in ALONG]
 
 
 @given(some.data())
 def test_random_programs(data):
-    "A program takes any two of what has been computed, again and again, and walks back."
-    draw = lambda *what: data.draw(some.sampled_from(what))
-    weights = [mi.Tensor(numbers(4, seed=i), requires_grad=True) for i in range(2)]
-    twins = [mi.Tensor(w.array.copy(), requires_grad=True) for w in weights]
-    program = []
-    for size in range(3, 3 + data.draw(some.integers(1, 8))):
-        pick = lambda size=size: data.draw(some.integers(0, size - 1))
-        kind = draw("one", "two", "along")
-        if kind == "one":
-            program.append((draw(*UNARY), pick()))
-        elif kind == "two":
-            program.append((draw(*BINARY), pick(), pick()))
-        else:
-            reduce = draw(*REDUCING)
-            program.append((lambda t, f=reduce: f(t, axis=-1) * ops.ones_like(t), pick()))
-
-    def run(weights, x):
-        for w in weights:
-            w.grad = None
-        values = [*weights, x]
-        for f, *places in program:
-            values.append(f(*(values[i] for i in places)))
-        total = ops.sum(ops.tanh(values[-1])) + ops.sum(weights[0] * weights[1])
-        total.backward()
-        return total
-
-    captured = capture(lambda x: run(weights, x), check=True)
+    make = random_program(data, UNARY, BINARY, ALONG)
+    (run, weights), (plain, twins) = make(), make()
+    captured = capture(run, check=True)
     with np.errstate(all="ignore"):
         for i in range(4):
             x = mi.Tensor(numbers(3, 4, seed=i))
-            assert equal(captured(x), run(twins, x))
+            assert equal(captured(x), plain(x))
             assert all(equal(w.grad, t.grad) for w, t in zip(weights, twins))
     assert captured.recordings == 1
 

@@ -55,7 +55,11 @@ def batches(count=6, size=16):
     return [(Tensor(x, device=GPU, dtype="float32"), Tensor(y, device=GPU)) for x, y in pairs]
 
 
-def training(model, optimizer, clip=True):
+def half(params):
+    optim.clip_grad_norm_(params, 0.5)
+
+
+def training(model, optimizer, clip=half):
     loss_fn = nn.CrossEntropyLoss()
 
     def step(x, y):
@@ -63,7 +67,7 @@ def training(model, optimizer, clip=True):
         loss = loss_fn(model(x), y)
         loss.backward()
         if clip:
-            optim.clip_grad_norm_(model.parameters(), 0.5)
+            clip(model.parameters())
         optimizer.step()
         return loss
 
@@ -199,10 +203,37 @@ def test_shapes_and_modes_have_graphs_of_their_own(card):
     for size in (16, 8, 16, 8, 16, 8):
         step(*batches(1, size)[0])
     assert step.recordings == 2
-    model[3].p = 0.5
+    model[3].p = 0.0  # which drops nothing, and is another graph
     step(*batches(1)[0])
     step(*batches(1)[0])
     assert step.recordings == 3
+
+
+def test_what_dropout_drops_and_where_gradients_are_clipped_reach_the_graph(card):
+    ends = []
+    for wrap in (lambda f: f, capture):
+        model, bound, losses = model_of(), {"norm": 0.5}, []
+        its = optim.Adam(model.parameters(), lr=0.1)
+        clip = lambda params, bound=bound: optim.clip_grad_norm_(params, bound["norm"])
+        step = wrap(training(model, its, clip))
+        for i, (x, y) in enumerate(batches(20)):
+            model[3].p, model[4].dropout.p = 0.3 + i / 40, 0.9 - i / 30
+            bound["norm"] = 0.5 / (1 + i)
+            losses.append(step(x, y).item())
+        ends.append([np.array(losses), *numbers_of(model, its)])
+    assert step.recordings == 1
+    for plain, captured in zip(*ends, strict=True):
+        np.testing.assert_array_equal(plain, captured)
+
+
+def test_a_number_that_a_kernel_takes_by_value_is_compared(card):
+    "As kernels of a GPU take the p of dropout: a graph will do as long as it is the same."
+    how = {"n": 0.25}
+    step, (x, _) = capture(lambda x: x * float(np.float32(how["n"] + 1))), batches(1)[0]
+    for n in (0.25, 0.25, 0.25, 0.5, 0.5, 0.25):
+        how["n"] = n
+        np.testing.assert_array_equal(step(x).numpy(), x.numpy() * np.float32(n + 1))
+    assert step.recordings == 2
 
 
 def test_gradients_that_are_added_up_are_added_where_they_are(card):

@@ -5,23 +5,15 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
-from test_capture import (
-    KINDS,
-    LOSSES,
-    MODELS,
-    OPTIMIZERS,
-    batches,
-    equal,
-    numbers,
-    small,
-    training,
-)
+from programs import numbers, random_program
+from test_capture import KINDS, LOSSES, MODELS, OPTIMIZERS, batches, equal, small, training
 
 import minima as mi
 from minima import nn, optim
@@ -32,7 +24,7 @@ numba = pytest.importorskip("numba", reason="numba is not installed, so nothing 
 
 from minima.capture import fusion, runs
 from minima.capture.plan import Plan
-from minima.capture.recorded import Tape
+from minima.capture.tape import Tape
 from minima.capture.recorder import recorder
 
 FLOATS = ["float32", "float64"]
@@ -78,27 +70,28 @@ def by(xp, f, *args):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("f", [*ONE, *TWO], ids=lambda f: f.__name__)
-def test_arithmetic_has_the_same_bits_whatever_the_numbers(f, dtype):
+@pytest.mark.parametrize("functions", [ONE, TWO], ids=["one", "two"])
+def test_arithmetic_has_the_same_bits_whatever_the_numbers(functions, dtype):
     x, y = (a.reshape(-1) for a in np.meshgrid(*[np.array(SPECIAL, dtype)] * 2))
-    args = (x, y) if f in TWO else (x,)
-    found, wanted, _ = fused(lambda xp, *args: by(xp, f, *args) * 0.5, *args)
-    assert found[0].dtype == dtype and np.array_equal(found[0], wanted[0], equal_nan=True)
+    args = (x, y) if functions is TWO else (x,)
+    found, wanted, _ = fused(lambda xp, *args: tuple(by(xp, f, *args) for f in functions), *args)
+    for f, a, b in zip(functions, found, wanted, strict=True):
+        assert a.dtype == dtype and np.array_equal(a, b, equal_nan=True), f.__name__
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("f", TESTS, ids=lambda f: f.__name__)
-def test_tests_and_choices(f, dtype):
+def test_tests_and_choices(dtype):
     x, y = (a.reshape(-1) for a in np.meshgrid(*[np.array(SPECIAL, dtype)] * 2))
 
-    def program(xp, x, y):
+    def one(xp, f, x, y):
         true = by(xp, f, x, y)
         other = xp.logical_or(xp.logical_not(true), xp.logical_and(true, x > 0))
         return true, other, ~true & other | true, xp.where(other, x, y), x * other, true * 2.0
 
+    program = lambda xp, x, y: tuple(a for f in TESTS for a in one(xp, f, x, y))
     found, wanted, _ = fused(program, x, y)
-    for a, b in zip(found, wanted, strict=True):
-        assert a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True)
+    for k, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        assert a.dtype == b.dtype and np.array_equal(a, b, equal_nan=True), TESTS[k // 6].__name__
 
 
 @pytest.mark.parametrize("dtype, most", [("float32", 3e-7), ("float64", 1e-15)])
@@ -116,13 +109,9 @@ SHAPES += [((2, 5, 7), (5, 7)), ((2, 5, 7), (2, 1, 1)), ((2, 5, 7), (2, 5, 1)), 
 @pytest.mark.parametrize("shape, other", SHAPES)
 def test_rows_columns_and_single_numbers(shape, other, dtype):
     x, y = (numbers(*s, seed=1).astype(dtype).reshape(s) for s in (shape, other))
-    for f in (
-        lambda xp, x, y: (x - y) * 2,
-        lambda xp, x, y: y * x + y,
-        lambda xp, x, y: x / (y + x),
-    ):
-        found, wanted, _ = fused(f, x, y)
-        assert found[0].shape == shape and np.array_equal(found[0], wanted[0])
+    found, wanted, _ = fused(lambda xp, x, y: ((x - y) * 2, y * x + y, x / (y + x)), x, y)
+    for a, b in zip(found, wanted, strict=True):
+        assert a.shape == shape and np.array_equal(a, b)
 
 
 def test_rows_of_two_widths_take_two_loops():
@@ -314,66 +303,83 @@ def test_every_optimizer(name, reading):
     assert Kernels.on or step.plan.fused
 
 
+def interpreted(name, text):
+    "A loop that Python goes through itself, slowly, instead of compiling it."
+    kernels = import_module("minima.kernels.cpu")
+    names = dict(np=np, OUT=kernels.OUT, _exp=np.exp, total_of=kernels.total_of)
+    exec(text, names)
+    names[name].compile = lambda types: None
+    return names[name]
+
+
+@contextmanager
+def interpreting(on=True):
+    "In a `with` block no loop is compiled: they are right as they are written, or they are not."
+    with pytest.MonkeyPatch.context() as patch:
+        if on:
+            patch.setattr(fusion, "machine_code", interpreted)
+        yield 15 if on else 60  # steps
+
+
+COMPILED = "layer norm, batch norm, softmax, residual, dropout, fused, smoothed, huber".split(", ")
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_layers(name, reading):
     def make():
         mi.manual_seed(0)
         return nn.Sequential(*MODELS[name]())
 
-    step = alike(make, optim.Adam, batches(), steps=60)
+    with interpreting(name not in COMPILED) as steps:
+        step = alike(make, optim.Adam, batches(), steps)
     assert Kernels.on or step.plan.fused
 
 
-@pytest.mark.parametrize("name", LOSSES)
+WITH_KERNELS = ("cross-entropy", "smoothed", "weighted", "sum", "of rows")
+CASES = [(name, "rules") for name in LOSSES] + [(name, "kernels") for name in WITH_KERNELS]
+
+
+@pytest.mark.parametrize("name, reading", CASES, indirect=["reading"])
 def test_losses(name, reading):
     loss_fn, kind = LOSSES[name]
     data = batches()
     if kind != "labels":
         rows = [KINDS[kind](mi.Tensor(numbers(32, 3, seed=9 + i))) for i in range(len(data))]
         data = [(x, row) for (x, _), row in zip(data, rows)]
-    alike(small, lambda p: optim.SGD(p, lr=0.01), data, steps=20, loss_fn=loss_fn)
+    with interpreting(name not in COMPILED):
+        alike(small, lambda p: optim.SGD(p, lr=0.01), data, steps=15, loss_fn=loss_fn)
 
 
 UNARY = [ops.exp, ops.tanh, ops.sigmoid, ops.relu, ops.softplus, ops.silu, ops.abs, ops.negate]
 BINARY = [ops.add, ops.subtract, ops.multiply, ops.maximum, ops.minimum]
+ALONG = [lambda t, axis=axis: ops.mean(t, axis, True) + t for axis in (0, -1)]
 
 
-@given(some.data())
-def test_random_programs(data):
-    "A program takes any two of what has been computed, rows and columns too, and walks back."
-    draw = lambda *what: data.draw(some.sampled_from(what))
-    weights = [mi.Tensor(numbers(4, seed=i), requires_grad=True) for i in range(2)]
-    twins = [mi.Tensor(w.array.copy(), requires_grad=True) for w in weights]
-    program = []
-    for size in range(3, 3 + data.draw(some.integers(1, 8))):
-        pick = lambda size=size: data.draw(some.integers(0, size - 1))
-        kind = draw("one", "two", "along")
-        if kind == "one":
-            program.append((draw(*UNARY), pick()))
-        elif kind == "two":
-            program.append((draw(*BINARY), pick(), pick()))
-        else:
-            axis = draw(0, -1)
-            program.append((lambda t, axis=axis: ops.mean(t, axis, True) + t, pick()))
-
-    def run(weights, x):
-        for w in weights:
-            w.grad = None
-        values = [*weights, x]
-        for f, *places in program:
-            values.append(f(*(values[i] for i in places)))
-        total = ops.mean(ops.tanh(values[-1])) + ops.sum(weights[0] * weights[1])
-        total.backward()
-        return total
-
-    captured = mi.capture(lambda x: run(weights, x), check=True, fuse=True)
+def check_program(data):
+    "Rows and columns meet in a program, forward and back; fused, it computes the same."
+    make = random_program(data, UNARY, BINARY, ALONG)
+    (run, weights), (plain, twins) = make(), make()
+    captured = mi.capture(run, check=True, fuse=True)
     with np.errstate(all="ignore"), kernels_off():
         for i in range(4):
             x = mi.Tensor(numbers(3, 4, seed=i))
             near = dict(rtol=2e-4, atol=2e-5, equal_nan=True)
-            assert np.allclose(captured(x).array, run(twins, x).array, **near)
+            assert np.allclose(captured(x).array, plain(x).array, **near)
             for w, t in zip(weights, twins):
                 assert (w.grad is t.grad is None) or np.allclose(w.grad.array, t.grad.array, **near)
+    return captured
+
+
+@given(some.data())
+def test_random_programs(data):
+    with interpreting():
+        check_program(data)
+
+
+@settings(max_examples=5)
+@given(some.data())
+def test_random_programs_compiled(data):
+    check_program(data)
 
 
 # ---- when, and where ----
@@ -444,6 +450,70 @@ def test_loops_are_kept_on_disk(tmp_path):
     assert "@compiled()" in open(file).read()
 
 
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    "Where at most eight loops are kept."
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(fusion, "_MOST", 8)
+    return tmp_path
+
+
+def write(folder, k):
+    "Loop number `k`, as old as its number says, with two files of machine code."
+    path = fusion._kept(f"fused_{k:016x}.loop", "text", folder)
+    (folder / "code").mkdir(exist_ok=True)
+    others = [folder / "code" / f"fused_{k:016x}.f-1.{end}" for end in ("nbi", "1.nbc")]
+    for file in others:
+        file.write_text("")
+    for file in (path, *others):
+        os.utime(file, (k, k))
+
+
+def loops(folder, pattern="*.loop"):
+    "The numbers of the loops of which there is a file."
+    return [int(f.name.partition(".")[0][6:], 16) for f in sorted(folder.glob(pattern))]
+
+
+def test_only_the_newest_loops_are_kept(folder):
+    (folder / "code").mkdir()
+    others = [folder / "cpu.linear.nbi", folder / "code" / "cpu.linear.nbi", folder / "mine.loop"]
+    for file in others:
+        file.write_text("")
+    for k in range(1, 9):
+        write(folder, k)
+    assert loops(folder, "fused_*.loop") == [*range(1, 9)]
+    write(folder, 9)
+    assert loops(folder, "fused_*.loop") == [4, 5, 6, 7, 8, 9]
+    assert loops(folder, "code/fused_*.nbi") == loops(folder, "code/fused_*.nbc") == [*range(4, 10)]
+    assert all(file.exists() for file in others)
+    for k in range(10, 40):
+        write(folder, k)
+        assert len(loops(folder, "fused_*.loop")) <= 8
+
+
+def test_who_tidies_up_at_the_same_time_is_not_disturbed(folder, monkeypatch):
+    for k in range(1, 9):
+        write(folder, k)
+    unlink = fusion.Path.unlink
+
+    def too_late(file):
+        os.unlink(file)
+        unlink(file)  # which somebody else has done
+
+    monkeypatch.setattr(fusion.Path, "unlink", too_late)
+    write(folder, 9)
+    assert loops(folder, "fused_*.loop") == [4, 5, 6, 7, 8, 9]
+
+
+def test_a_loop_that_was_removed_is_written_again_for_other_numbers(folder):
+    f = lambda xp, x: x * 2.25 + 1
+    planned(f, numbers(7))
+    (file,) = folder.glob("fused_*.loop")
+    file.unlink()
+    x = numbers(7).astype("float64")
+    assert np.array_equal(planned(f, x).replay(x)[0], f(np, x))
+
+
 def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(monkeypatch):
     def nobody_may_write(*_):
         raise PermissionError
@@ -458,9 +528,9 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(monkeypatch):
 def test_a_text_is_compiled_once():
     x = numbers(9)
     texts = [planned(lambda xp, x: x * 2 + 7, x).fused[0].text for _ in range(2)]
-    before = fusion.machine_code.cache_info().misses
+    before = fusion._module.cache_info().misses
     planned(lambda xp, x: x * 2 + 7, numbers(3, 3))
-    assert texts[0] == texts[1] and fusion.machine_code.cache_info().misses == before
+    assert texts[0] == texts[1] and fusion._module.cache_info().misses == before
 
 
 def test_a_long_run_becomes_several_loops(monkeypatch):

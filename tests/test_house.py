@@ -40,7 +40,7 @@ ORDER = """
     serialization
     trainer.time trainer.events trainer.batches trainer.loggers trainer.checkpoints trainer.lints
     trainer.trainer trainer.callbacks trainer algorithms.surgery algorithms* functional
-    kernels.* capture.recorded capture.recorder capture.slots capture.runs
+    kernels.* capture.recorded capture.tape capture.recorder capture.slots capture.runs
     capture.fusion capture.plan capture.replays capture
     testing.mock gpu.cards gpu.cublas gpu.library gpu.graphs gpu visualize
     minima __main__

@@ -397,10 +397,12 @@ def test_machine_code_is_kept_where_the_variable_says(tmp_path):
 
 
 def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(monkeypatch):
+    asked = "_compile_for_args", "typeof_pyval"  # by numba, of a loop
+
     def without_a_place(function, cache=False, **how):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
-        return SimpleNamespace(function=function, how=how, _compile_for_args=None)
+        return SimpleNamespace(function=function, how=how, **dict.fromkeys(asked))
 
     monkeypatch.setattr(numba, "njit", without_a_place)
     loop = cpu.compiled("contract")(len)

@@ -213,7 +213,11 @@ def op(
             return wrap(out)
         return _recorded(out, edges, rule, (a, b), _NO_SETTINGS)
 
-    apply = functools.wraps(rule)(read_two if len(names) == 2 and not options else read_many)
+    def read_either(*args, **settings):
+        return read_many(*args, **settings) if settings or len(args) != 2 else read_two(*args)
+
+    read = read_many if len(names) != 2 else read_either if options else read_two
+    apply = functools.wraps(rule)(read)
 
     def kernel(backend, home=None, compiled=True):
         "Let the decorated function, of the rule's signature, be read in its place on `backend`."

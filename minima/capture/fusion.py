@@ -29,6 +29,7 @@ NumPy has vectors and the compiler has not (`log`, `tanh`, `sin`).
 # %% ../../nbs/78_fusion.ipynb #fa5409a1
 import os
 import sys
+from contextlib import suppress
 from functools import lru_cache
 from hashlib import sha256
 from importlib import import_module
@@ -68,6 +69,8 @@ class Loop:
         for a, out, role in run.sums:
             self.stored[_memory(self.values[out])] = out
             self._sum(a, self._argument(out), role)
+        self.text = self._text()
+        del self.values  # arrays, which the loop of a plan need not hold
 
     def _new(self, stem, text, lines):
         "A new name for the expression `text`, given in one of `lines`."
@@ -150,8 +153,7 @@ class Loop:
         names = [i.f.__name__.strip("_").replace("reduce", "sum") for i in self.members]
         return "fused_" + "_to_".join(dict.fromkeys((names[0], names[-1])))
 
-    @property
-    def text(self):
+    def _text(self):
         "The function as text."
         marked = [self._mark(a) for a in self.args]
         lines = [f"def {self.name}({', '.join(marked)}):"]
@@ -190,7 +192,6 @@ from minima.kernels.cpu import OUT, _exp, compiled, total_of
 """
 
 
-@lru_cache(maxsize=1024)
 def machine_code(
     name,  # of a function
     text,  # its source
@@ -198,7 +199,12 @@ def machine_code(
     "The function, compiled when it is first called; text and code are kept on disk."
     kernels, text = Path(import_module("minima.kernels.cpu").__file__), _HEAD + text
     key = sha256((text + kernels.read_text()).encode()).hexdigest()[:16]
-    file = _kept(f"fused_{key}.loop", text, kernels.parent)
+    return _module(name, text, key, _kept(f"fused_{key}.loop", text, kernels.parent))
+
+
+@lru_cache(maxsize=1024)
+def _module(name, text, key, file):
+    "What `text` defines as `name`, in a module of its own, as if it were read from `file`."
     module = sys.modules[f"fused_{key}"] = ModuleType(f"fused_{key}")  # numba will look there
     exec(compile(text, file, "exec"), vars(module))
     return getattr(module, name)
@@ -215,10 +221,30 @@ def _kept(name, text, home):
                 new = file.with_suffix(f".{os.getpid()}")
                 new.write_text(text)
                 new.replace(file)
+                _tidy(file.parent)
             return str(file)
         except OSError:
             continue
     return "<fused>"
+
+
+_MOST = 400  # loops on disk
+
+
+def _tidy(folder):
+    "If there are too many loops in `folder`, remove the oldest, and what numba keeps for them."
+    if sum(1 for _ in folder.glob("fused_*.loop")) <= _MOST:
+        return
+    files, age = [*folder.glob("fused_*"), *folder.glob("*/fused_*")], {}
+    loop = lambda file: file.name.partition(".")[0]
+    for file in files:
+        with suppress(OSError):  # others may be tidying up, too
+            age[loop(file)] = max(file.stat().st_mtime, age.get(loop(file), 0))
+    stay = {*sorted(age, key=age.get)[-_MOST * 3 // 4 :]}  # so that it seldom happens
+    for file in files:
+        if loop(file) not in stay:
+            with suppress(OSError):
+                file.unlink()
 
 
 def can_fuse():

@@ -23,13 +23,17 @@ What is left out: changing the order of calls.
 
 # %% ../../nbs/79_plan.ipynb #782fd080
 import operator
+import re
+from bisect import bisect_right
 from functools import partial
 
 import numpy as np
 
 from ..backend import numpy_backend
 from .fusion import fuse
-from .recorded import _ALLOCATING, Number, Ref, _again
+from .recorded import _ALLOCATING, Number, Ref
+from .recorder import _refuse_late
+from .tape import _again
 
 # %% ../../nbs/79_plan.ipynb #5411971b
 # ---- the plan ----
@@ -40,6 +44,7 @@ AGAIN = (
 _OUT = (np.dot, np.clip, np.concat, np.concatenate, np.stack)  # besides ufuncs, these, and:
 _OUT += (np.add.reduce, np.maximum.reduce, np.minimum.reduce)
 _FILLS = {np.zeros: 0, np.zeros_like: 0, np.ones: 1, np.ones_like: 1}
+_WORDS = dict(AGAIN=AGAIN, nan=np.nan, inf=np.inf, round=round, abs=abs)  # known in each plan
 _COPIES = np.copy, np.array, numpy_backend.xp.astype  # what assigning does as well
 
 
@@ -54,6 +59,7 @@ class Plan:
         kept,  # numbers of other arrays that somebody holds from now on
         check,  # whether to fill memory with NaN as soon as its numbers are not needed any more
         fuses=False,  # whether runs of calls become compiled loops
+        pool=None,  # a list of blocks of memory that are free to use, to which new ones are added
     ):
         self.tape, self.inputs, self.outputs, self.check = tape, inputs, outputs, check
         roots = tape.roots
@@ -61,7 +67,7 @@ class Plan:
         self.moving = {roots[n] for n in inputs}
         self.moving |= {i.out for i in tape.instructions if i.fresh and i.out not in self.stay}
         self.written = {roots[n] for i in tape.instructions for n in i.writes}
-        self.known, self.names, self.told = {}, {}, []
+        self.known, self.names, self.told = dict(_WORDS), {}, []
         self.later = {}  # lines after an instruction, which look numbers up again
         self._drop_dead(tape.instructions)
         self.fused = ()
@@ -69,7 +75,7 @@ class Plan:
             instructions, self.fused = fuse(self.instructions, tape, self.stay)
             self._drop_dead(instructions)
         self._find_last()
-        self._lay_out()
+        self._lay_out([] if pool is None else pool)
 
     def _is_view(self, i):
         "Whether instruction `i` makes a view of another array."
@@ -83,9 +89,7 @@ class Plan:
             made = i.writes or {i.out} - {None}
             if made and wanted.isdisjoint(roots[n] for n in made):
                 continue
-            if not (
-                i.writes or i.out is None or len(refs) > 1 or i.numbers() or i.f in _ALLOCATING
-            ):
+            if i.is_constant():
                 self.stay.add(i.out)  # its value will do, unless it is written into
                 if i.out not in self.written:
                     continue
@@ -99,11 +103,11 @@ class Plan:
         for at, i in enumerate(self.instructions):
             self.last.update((self.tape.roots[n], at) for n in i.refs())
 
-    def _lay_out(self):
+    def _lay_out(self, pool):
         "Give arrays their memory, and free it for others when they are not needed any more."
-        tape, free, blocks = self.tape, [], {}
+        tape, free, blocks = self.tape, [*pool], {}
         self.arrays = {n: _again(tape.values[n]) for n in self.stay}
-        self.peak, self.freed = 0, {}
+        self.freed = {}
         for at, i in enumerate(self.instructions):
             value = None if i.out is None else tape.values[i.out]
             if self._is_view(i):
@@ -115,13 +119,14 @@ class Plan:
                 fits = sorted((b for b in free if b.nbytes >= value.nbytes), key=lambda b: b.nbytes)
                 block = fits[0] if fits else np.empty(-(-value.nbytes // 64) * 64 + 64, np.uint8)
                 free = [b for b in free if b is not block]
-                self.peak += 0 if fits else block.nbytes
+                pool += [block] * (not fits)
                 blocks[i.out] = block
                 strides = np.empty_like(value).strides
                 self.arrays[i.out] = np.ndarray(value.shape, value.dtype, block, 0, strides)
             done = [n for n in {tape.roots[n] for n in i.refs()} if self.last[n] == at]
             self.freed[at] = [n for n in done if n in blocks]
             free += [blocks[n] for n in self.freed[at]]
+        self.peak = sum({id(b): b.nbytes for b in blocks.values()}.values())
 
     def _with(self, a):
         "`a` with arrays in place of their numbers."
@@ -201,6 +206,20 @@ class Plan:
             return f"t{i.out} = {call}"
         return f"{self.text(i.out)}[...] = {call}"
 
+    def _in_time(self, lines):
+        "`lines`, with numbers as they are; those that a schedule's step may change follow it, too."
+        steps, parts = [*self.tape.steps.values()], [[] for _ in [None, *self.tape.steps]]
+        cells = (line for line in enumerate(self.tape.numbers) if isinstance(line[1], tuple))
+        part = {cell[0]: bisect_right(steps, at) for at, cell in cells}
+        for line in lines:
+            names = re.findall(r"\bn\d+\b", line)
+            last = max((part.get(name, 0) for name in names), default=0)
+            part.update({name: last for name in names[:1] if name not in part})
+            parts[last].append(line.replace("return AGAIN", "too_late()") if last else line)
+        self.later = dict(zip(self.tape.steps, parts[1:]))
+        self.known["too_late"] = _refuse_late
+        return lines
+
     def write(self, head, tail):
         "Make the function: lines `head`, the instructions, lines `tail`."
         lines = [(line, "") for line in head]
@@ -227,7 +246,6 @@ class Plan:
         self.lines = lines
         names = ", ".join(f"t{n}" if new else f"x{k}" for k, (n, new) in enumerate(self.parameters))
         self.code = f"def replay({names}):\n" + "\n".join(f"    {line}" for line, _ in lines)
-        self.known.update(AGAIN=AGAIN, nan=np.nan, inf=np.inf)
         exec(compile(self.code, "<plan>", "exec"), self.known)
         self.replay = self.known["replay"]
 

@@ -142,7 +142,7 @@ def _whole(kernel, xp, *arrays, **settings):
     if not all(isinstance(s, _PLAIN) for s in settings.values()):
         _refuse(f"{kernel.__name__}, a kernel with more than one value,", "Use kernels_off().")
     tape = _at_work()
-    out = kernel(numpy_backend.xp, *tape.real(arrays), **settings)
+    out = kernel(numpy_backend.xp, *tape.real(arrays), **tape.real_settings(settings))
     box = tape.new(out if isinstance(out, tuple) else (out,))
     tape.note(partial(_boxed, kernel), arrays, settings, box.number)
     pulls = [
@@ -284,6 +284,33 @@ def _refuse_late():
     )
 
 
+def _check_numbers(entry):
+    "Raise CaptureError if a number was changed in a way that no replay would repeat."
+    for slot in (s for s in entry if type(s.value) in (int, float, bool) or s.is_cell()):
+        now = slot.get()
+        if slot.is_cell():
+            same = isinstance(now, Number) or now is slot.cell
+            if slot.turns and type(now) is float and now == slot.value:  # a replay needs not set it
+                same = slot.cell.tape.read(slot.cell) == now
+        else:
+            same = type(now) is type(slot.value) and now == slot.value
+        if not same:
+            _refuse(
+                f"setting {slot.name!r} to another number",
+                "A replay would not repeat it. Count outside; rates change by optim's schedules.",
+            )
+
+
+def _is_empty(holder):
+    "Whether `holder` could hold something, and does not."
+    return isinstance(holder, dict | list) and not holder
+
+
+def _names_all(holder):
+    "Whether `holder` has the global names of a module, not all of which matter."
+    return isinstance(holder, dict) and "__builtins__" in holder
+
+
 def _rest(nest):
     "What `nest` has besides Tensors, as text."
 
@@ -306,6 +333,15 @@ def _check_inputs(tensors):
             )
 
 
+def _plainly(leaf):
+    "`leaf`; of a Number its value, on which a plan relies. Raises CaptureError if it may not be."
+    if type(leaf) is not Number:
+        return leaf
+    if not leaf.is_setting:
+        _refuse("returning an optimizer's number", "Look it up outside.")
+    return leaf.tape.read(leaf)
+
+
 def _check_outputs(found):
     "Raise CaptureError if what a function has returned is part of a graph, or a number."
     for t in tensors_in(found):
@@ -316,8 +352,6 @@ def _check_outputs(found):
             )
     others = []
     map_nest(lambda leaf: None if isinstance(leaf, _RETURNED) else others.append(leaf), found)
-    if any(isinstance(leaf, Number) for leaf in others):
-        _refuse("returning an optimizer's number", "Look it up outside.")
     if others:
         kind = type(others[0]).__name__
         _refuse(f"returning a {kind}", "Return Tensors, or tuples, lists and dicts of them.")

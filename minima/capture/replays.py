@@ -21,7 +21,10 @@ What always holds:
   and then sums and exponentials differ by a rounding;
 - what a plan depends on (shapes, dtypes, modes, which arrays, what a model is made of) is looked at
   before each replay; if it has changed, the function is run and recorded anew;
-- an optimizer's numbers (learning rate, steps) are looked up in each replay, and draws drawn;
+- an optimizer's numbers (learning rate, steps) are looked up in each replay, and draws drawn; what
+  a draw decides is asked before, and if it is not as it was, the plan does not fit;
+- the user's floats, a dropout's `p` and label smoothing are looked up, too, as long as they are
+  only calculated with;
 - schedules step in each replay, at their place; nothing else of theirs can be asked for inside;
 - a function that needs a value while it is recorded is refused with an error, and nothing changes.
 
@@ -34,7 +37,6 @@ is run or recorded, not when it is replayed; one that counts is refused.
 import operator
 import re
 import warnings
-from bisect import bisect_right
 from collections import Counter
 from functools import partial, update_wrapper
 from itertools import chain
@@ -46,14 +48,15 @@ from ..autograd.tape import _owner, read_through, wrote_into
 from ..backend import Kernels, get_default_dtype, received_by
 from .fusion import can_fuse
 from .plan import AGAIN, Plan
-from .recorded import CaptureError, Number, Tape
+from .recorded import CaptureError, Number
 from .recorder import Decision, _answering, _check_inputs, _check_outputs
-from .recorder import _check_states, _Gradients, _lifting, _refuse_late, _rest
-from .recorder import recorder
-from .slots import _apart, _check_arrays, _check_numbers, _has_begun, _names_all
+from .recorder import _check_states, _Gradients, _lifting, _plainly, _rest
+from .recorder import _check_numbers, _is_empty, _names_all, recorder
+from .slots import _check_arrays, _has_begun
 from .slots import _own_way, _same, _Schedules, _slots, _state, _swap_in, _swap_out
+from .tape import Tape
 from ..random import Generator, _drawing_from, _source, default_generator
-from ..tensors import map_tensors, tensors_in
+from ..tensors import map_nest, map_tensors, tensors_in
 
 # %% ../../nbs/80_capture.ipynb #ee4fc2a3
 class Replay(Plan):
@@ -69,7 +72,9 @@ class Replay(Plan):
             new = id(t.array) not in held and n not in [m for m, _ in self.parameters]
             self.parameters.append((n, new))
         moving = [n for n, new in self.parameters if new]
-        super().__init__(tape, moving, outputs[0], kept, captured.check, captured.fuses())
+        super().__init__(
+            tape, moving, outputs[0], kept, captured.check, captured.fuses(), captured.pool
+        )
         self.shape = map_tensors(lambda t: wrap(np.zeros(0)), outputs[1])
         self.write([*self._looks(slots, entry), *self._numbers(slots, leaves)], self._ends(slots))
         tape.close()
@@ -83,10 +88,14 @@ class Replay(Plan):
         grads = {id(s.holder): s.value for s in entry if s.name == "grad"}
         homes = {id(s.holder): s.value for s in entry if s.name == "_home"}
         steps = any(slot.of_optimizer for slot in slots)
-        mixed = {id(slot.holder) for slot in slots if slot.is_cell()}
-        plain, forgotten = {}, self.tape.forgotten
+        mixed = {id(slot.holder): slot for slot in slots if slot.is_cell()}
+        turned = [slot.holder for slot in mixed.values() if slot.turns]
+        turned = [h for h in turned if isinstance(h, dict) and not _names_all(h)]
+        tests += [f"len({self.name(holder)}) == {len(holder)}" for holder in turned]
+        plain = {id(s.value): s.value for s in slots if _is_empty(s.value)}
+        forgotten = self.tape.forgotten
         for slot in slots:
-            holder, value, text = slot.holder, slot.value, slot.text(self.name)
+            holder, value, text = slot.holder, slot.value, slot.look(self.name)
             if isinstance(value, Tensor) and not slot.of_gradient:
                 tests.append(f"{self.name(value)}.requires_grad is {value.requires_grad}")
             if slot.name == "grad" and isinstance(holder, Tensor) and id(holder) not in forgotten:
@@ -101,8 +110,10 @@ class Replay(Plan):
                     tests.append(f"{text}.array is {self.name(value.array)}")
             elif slot.of_gradient or slot.name == "_home":
                 pass
-            elif holder is None or isinstance(holder, tuple) or slot.is_cell():
+            elif holder is None or isinstance(holder, tuple):
                 pass
+            elif slot.is_cell():
+                tests += [f"{text}.__class__ is float"] * slot.turns
             elif (
                 isinstance(holder, dict | list)
                 and id(holder) not in mixed
@@ -139,8 +150,8 @@ class Replay(Plan):
                 _, slot, item, kind = line
                 gone = (id(slot.holder), slot.name) not in places
                 lines += ["return AGAIN"] * gone
-                lines += [f"if {name}.__class__ is not {kind}: return AGAIN"]
-                lines += [f"{name} = {slot.text(self.name)}{item}"]
+                lines += [f"if {name}.__class__ is not {kind}: return AGAIN"] * (not slot.turns)
+                lines += [f"{name} = {slot.look(self.name)}{item}"]
             elif not is_cell and (line.startswith("if ") or line.split(" ", 1)[0] in wanted):
                 lines.append(line)
                 wanted.update(re.findall(r"\bn\d+\b", line))
@@ -168,20 +179,6 @@ class Replay(Plan):
                 draws.append(f"{into}[0], {into}[1] = {draw}")
             before[generator] += 1
         return draws
-
-    def _in_time(self, lines):
-        "`lines`, with numbers as they are; those that a schedule's step may change follow it, too."
-        steps, parts = [*self.tape.steps.values()], [[] for _ in [None, *self.tape.steps]]
-        cells = (line for line in enumerate(self.tape.numbers) if isinstance(line[1], tuple))
-        part = {cell[0]: bisect_right(steps, at) for at, cell in cells}
-        for line in lines:
-            names = re.findall(r"\bn\d+\b", line)
-            last = max((part.get(name, 0) for name in names), default=0)
-            part.update({name: last for name in names[:1] if name not in part})
-            parts[last].append(line.replace("return AGAIN", "too_late()") if last else line)
-        self.later = dict(zip(self.tape.steps, parts[1:]))
-        self.known["too_late"] = _refuse_late
-        return lines
 
     def _ends(self, slots):
         "Lines that leave numbers and gradients where they belong, and say what was written into."
@@ -232,7 +229,7 @@ class Captured:
         fuse,  # whether calls become compiled loops; None where there is a compiler
     ):
         self.function, self.fallback, self.check, self.keep = function, fallback, check, keep
-        self.fuse = fuse
+        self.fuse, self.pool = fuse, []  # memory in which all plans work, one after the other
         self.plans, self.warm, self.waits, self.recordings, self.plan = {}, {}, {}, 0, None
         self.refused = None  # or why it runs as it is
         update_wrapper(self, function)
@@ -314,12 +311,11 @@ class Captured:
 
     def _record(self, tensors, run):
         "Run the function on recorded arrays; returns what a plan is made of."
-        tape, entry, before = Tape(), _slots(self.function, *tensors), []
+        tape, entry = Tape(), _slots(self.function, *tensors)
         watching = read_through(_lifting(tape))
         try:
             inputs = [tape.lift(t.array).number for t in tensors]
             swapped = _swap_in(tape, entry)
-            before = [(array, array.copy()) for array in _apart(tape.values)]
             recorder.tape = tape
             held = [s.value for s in entry if isinstance(s.value, Generator)]
             tape.states = {g: g.get_state() for g in (default_generator, *held)}
@@ -327,7 +323,7 @@ class Captured:
             drawing = _drawing_from(draw, _answering(tape))
             gradients = _Gradients(tape, entry)
             with _Schedules(tape, entry), gradients, drawing, received_by(tape.put):
-                found = run()
+                found = map_nest(_plainly, run())
                 tape.settle()
                 _check_states(tape)
                 _check_numbers(entry)
@@ -335,7 +331,7 @@ class Captured:
                 _check_outputs(found)
             outputs = [tape.lift_any(t.array) for t in tensors_in(found)]
         except BaseException:
-            for array, numbers in before:
+            for array, numbers in reversed(tape.before.values()):
                 array[...] = numbers
             for generator, state in tape.states.items():
                 generator.set_state(state)
@@ -346,6 +342,7 @@ class Captured:
         finally:
             read_through(watching)
             recorder.tape = None
+        tape.before.clear()  # it went well
         leaves, kept = _swap_out(tape, entry, swapped, _slots(self.function, *tensors))
         return tape, (inputs, tensors), (outputs, found), entry, leaves, kept
 

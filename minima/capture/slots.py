@@ -13,6 +13,9 @@ A function reaches things by its closure, by global names, by its object if it i
 there by attributes, items, parameters and gradients. `_slots` finds these places. `_swap_in` puts
 recorded arrays there, `_swap_out` puts back what was there, and tells what has become of it.
 
+Floats in places with a name are looked up in each replay, so that they can be turned: an
+optimizer's, and all of the user's; of what else is made by minima, those in `_TURNED`.
+
 A schedule's numbers are its own: while a function is recorded, `_Schedules` lets it do nothing but
 step, which is written down as one call.
 
@@ -21,6 +24,7 @@ What is left out: what only code inside a library reaches, and sets.
 
 # %% ../../nbs/76_slots.ipynb #0cc3a87d
 import operator
+import sys
 from dis import get_instructions
 from functools import partial
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
@@ -30,7 +34,10 @@ import numpy as np
 
 from ..autograd import Tensor, wrap
 from ..backend import Backend, Device, _by_type
-from .recorded import _PACKAGE, Number, Recorded, Ref, _again, _refuse
+from .recorded import _PACKAGE, Number, Recorded, Ref, _refuse
+from .recorder import _check_numbers
+from .tape import _again
+from ..nn import CrossEntropyLoss, Dropout, HuberLoss, SmoothL1Loss
 from ..optim import LRScheduler, Optimizer
 from ..random import Generator
 
@@ -92,9 +99,10 @@ class Slot:
 
     number = None  # on the tape, of a gradient's array that a recording has left
 
-    def __init__(self, holder, name, value, of_optimizer, of_gradient):
+    def __init__(self, holder, name, value, of_optimizer, of_gradient, turns):
         self.holder, self.name, self.value = holder, name, value
         self.of_optimizer, self.of_gradient = of_optimizer, of_gradient
+        self.turns = turns and not of_optimizer  # whether people turn it, if it is a float
 
     def get(self):
         "What is held now, or None."
@@ -114,8 +122,10 @@ class Slot:
             setattr(self.holder, self.name, value)
 
     def is_cell(self):
-        "Whether this is an optimizer's number, or tuple of them, which may change between calls."
-        if not self.of_optimizer or not isinstance(self.holder, dict):
+        "Whether this is a number, or an optimizer's tuple of them, which may change between calls."
+        if not self.of_optimizer:
+            return self.turns and type(self.value) is float
+        if not isinstance(self.holder, dict):
             return False
         value = self.value if isinstance(self.value, tuple) else (self.value,)
         return bool(value) and all(type(number) in (int, float) for number in value)
@@ -131,6 +141,12 @@ class Slot:
             return f"{names(self.holder)}[{names(self.name)}]"
         return f"{names(self.holder)}.{self.name}"
 
+    def look(self, names):
+        "The same, or one that gives None where nothing is held any more."
+        if isinstance(self.holder, dict) and not self.of_optimizer:
+            return f"{names(self.holder)}.get({names(self.name)})"
+        return self.text(names)
+
 
 def _slots(*things):
     "All places where something is held, that can be reached from `things`."
@@ -145,9 +161,24 @@ def _slots(*things):
         for holder, name, value in _held(thing):
             if not of_gradient or name == "array":
                 kind = of_optimizer, of_gradient or name == "grad"
-                found.append(Slot(holder, name, value, *kind))
+                found.append(Slot(holder, name, value, *kind, _turns(thing, holder, name)))
                 (gradients if kind[1] else waiting).append((value, *kind))
     return found
+
+
+_TURNED = {(Dropout, "p"), (CrossEntropyLoss, "label_smoothing")}
+_TURNED |= {(HuberLoss, "delta"), (SmoothL1Loss, "beta")}
+
+
+def _turns(thing, holder, name):
+    "Whether a float that `thing` holds is one that people turn: it has a name, and is the user's."
+    of_dict = isinstance(holder, dict) and type(name) is str
+    if of_dict and "__spec__" in holder:  # the names of a module
+        return holder["__name__"].partition(".")[0] not in sys.stdlib_module_names
+    maker = thing if isinstance(thing, FunctionType) else type(thing)
+    home = (maker.__module__ or "").partition(".")[0]
+    is_theirs = home != _PACKAGE or (maker, name) in _TURNED
+    return is_theirs and (of_dict or isinstance(holder, CellType))
 
 # %% ../../nbs/76_slots.ipynb #267c2be8
 def _lifted(value, lift):
@@ -173,7 +204,7 @@ def _swap_in(tape, slots):
 
     for slot in slots:
         if slot.is_cell():
-            slot.cell = tape.cell(slot)
+            slot.cell = slot.get() if type(slot.get()) is Number else tape.cell(slot)  # met twice
             slot.set(slot.cell)
         elif slot.name == "grad" and isinstance(slot.value, Tensor):
             if slot.value.requires_grad:
@@ -202,6 +233,7 @@ def _swap_out(tape, entry, swapped, slots):
     def lower(a):
         if isinstance(a, Recorded):
             kept.append(a.number)
+            tape.hold(a.number)
             a = _again(tape.values[a.number])
         return a
 
@@ -224,17 +256,6 @@ def _swap_out(tape, entry, swapped, slots):
     return leaves, kept
 
 # %% ../../nbs/76_slots.ipynb #db4fc6fb
-def _apart(arrays):
-    "Those of `arrays` that are not pieces of others, whose copy has their numbers, too."
-    found, spans = [], []
-    for array in sorted(arrays, key=lambda a: -a.nbytes):
-        low, high = np.lib.array_utils.byte_bounds(array)
-        if not any(start <= low and high <= end for start, end in spans):
-            found.append(array)
-            spans += [(low, high)] * array.flags.c_contiguous
-    return found
-
-
 def _check_arrays(tape, entry, swapped, found):
     "Raise CaptureError if arrays that were read were replaced: a replay would read the old ones."
     read = {tape.roots[n] for i in tape.instructions for n in i.refs()}
@@ -261,21 +282,6 @@ def _inside(value, mark, of_optimizer):
     is_nest = isinstance(value, Tensor if of_optimizer else Tensor | list | dict)
     parts = mark or ([slot.get() for slot in _slots(value)] if is_nest else ())
     return [a.number for a in parts if isinstance(a, Recorded)]
-
-
-def _check_numbers(entry):
-    "Raise CaptureError if a number was changed in a way that no replay would repeat."
-    for slot in (s for s in entry if type(s.value) in (int, float, bool) or s.is_cell()):
-        now = slot.get()
-        if slot.is_cell():
-            same = isinstance(now, Number) or now is slot.cell
-        else:
-            same = type(now) is type(slot.value) and now == slot.value
-        if not same:
-            _refuse(
-                f"setting {slot.name!r} to another number",
-                "A replay would not repeat it. Count outside; rates change by optim's schedules.",
-            )
 
 # %% ../../nbs/76_slots.ipynb #f88aed3a
 # ---- schedules ----
@@ -331,6 +337,7 @@ class _Schedules:
             if (now := slot.get()) is not slot.cell:  # the function has set it
                 self.tape.note(operator.setitem, (slot.holder, slot.name, now), {}, None)
             slot.set(self.tape.real(now))
+        turned = self._turned_back()
         self.__exit__()
         try:
             values = [(slot, slot.value) for slot in slots]
@@ -339,10 +346,26 @@ class _Schedules:
             step()
         finally:
             self.__enter__()
+            for slot, number in turned:
+                if slot.get() is not number.value:
+                    _refuse(f"a schedule that sets {slot.name!r}", "Let it set an optimizer's.")
+                slot.set(number)
         self.tape.note(step, (), {}, None)
         self.tape.steps[self.tape.instructions[-1]] = len(self.tape.numbers)
         for slot in slots:
             self._look_again(slot)
+
+    def _turned_back(self):
+        "Put values in the places of other Numbers; returns both."
+        found = []
+        for slot in (s for s in self.slots if s.turns and s.is_cell()):
+            if type(now := slot.get()) is Number:
+                if now is not slot.cell:
+                    put = operator.setitem if isinstance(slot.holder, dict) else setattr
+                    self.tape.note(put, (slot.holder, slot.name, now), {}, None)
+                slot.set(now.value)
+                found.append((slot, now))
+        return found
 
     def _look_again(self, slot):
         "A Number for what is now in `slot`. Raises CaptureError if something else has become one."
@@ -361,11 +384,6 @@ def _has_begun(entry, slots):
     kinds = [[s for s in found if s.of_optimizer and not s.of_gradient] for found in (entry, slots)]
     before = {place(slot) for slot in kinds[0]}
     return any(place(s) not in before for s in kinds[1] if not isinstance(s.holder, tuple))
-
-
-def _names_all(holder):
-    "Whether `holder` has the global names of a module, not all of which matter."
-    return isinstance(holder, dict) and "__builtins__" in holder
 
 
 def _state(function):

@@ -17,10 +17,10 @@ here, too, by the same lines.
 What always holds:
 
 - the memory in which a graph works belongs to it, and so do the arrays of its arguments;
-- an optimizer's rates and counts, and draws, lie in the card's memory, and are written there before
-  each launch, as arguments of another one: nothing is copied, nobody waits;
-- a number that a kernel takes by value is part of the graph, which will do while it is the same.
-
+- an optimizer's rates and counts, settings that people turn, and draws lie in the card's memory,
+  and are written there before each launch, as arguments of another one: nobody waits for a copy;
+- a number that a kernel takes by value, such as the `p` of dropout, is part of the graph, which
+  will do while it is the same; read by a rule, without a kernel, it is looked up;
 - a gradient that was there before may be added to, or read if it stays where it is; to read one
   and leave another in its place is refused, since the next launch would read the old one again.
 
@@ -37,13 +37,14 @@ from weakref import ref
 import numpy as np
 
 from ..autograd import Tensor
-from ..capture.plan import AGAIN
-from ..capture.recorded import CaptureError, Number, Tape, _refuse, _refuse_reading
-from ..capture.recorder import _check_outputs
+from ..capture.plan import _WORDS
+from ..capture.recorded import CaptureError, Number, _refuse, _refuse_reading
+from ..capture.recorder import _check_outputs, _plainly
 from ..capture.replays import Replay
 from ..capture.slots import _Schedules, _slots
+from ..capture.tape import Tape
 from ..random import _drawing_from, _source
-from ..tensors import map_tensors, tensors_in, wrap
+from ..tensors import map_nest, map_tensors, tensors_in, wrap
 
 # %% ../../nbs/85_graphs.ipynb #690a5341
 # ---- numbers ----
@@ -52,7 +53,7 @@ from ..tensors import map_tensors, tensors_in, wrap
 class Words(Tape):
     "What a graph reads that is not the same each time: words of 64 bits in the card's memory."
 
-    most = 64  # words
+    most = 512  # words
 
     def __init__(
         self,
@@ -73,7 +74,7 @@ class Words(Tape):
             at = sum(words for _, _, words in self.filled)
             words = 2 if shape else 1
             if at + words > self.most:
-                _refuse("so many numbers", "Compute with fewer: there is room for 64.")
+                _refuse("so many numbers", f"Compute with fewer: there is room for {self.most}.")
             start = self.memory.data + 8 * at
             self.homes[key] = self.backend.array_type(shape, dtype, start)
             self.filled.append((thing, np.dtype(dtype), words))
@@ -270,7 +271,7 @@ class Graph(Replay):
         self.tape, (self.graph, self.pool), self.words = words, graph, words
         self.inputs = [stays for _, stays in inputs]
         self.nest, self.outputs = found
-        self.known, self.names, self.told = {"AGAIN": AGAIN}, {}, []
+        self.known, self.names, self.told = dict(_WORDS), {}, []
         self.parameters = [(i, stays is not None) for i, (_, stays) in enumerate(inputs)]
         self.arguments = [t.array for t, _ in inputs]
         numbers = [thing for thing, *_ in words.filled if isinstance(thing, Number)]
@@ -372,7 +373,7 @@ def record(
             t.array = t.array if stays is None else stays
         drawing = _drawing_from(partial(draw, _source.get()))
         with outside, drawing, capturing(backend, words) as graph:
-            found = run()
+            found = map_nest(_plainly, run())
             words.settle()
             _check_outputs(found)
             outputs = [t.array for t in tensors_in(found)]

@@ -43,6 +43,7 @@ def compiled(
         except RuntimeError:  # there is no place where it could be kept
             loop = numba.njit(function, **how)
         loop._compile_for_args = partial(_unmet, loop, loop._compile_for_args)
+        loop.typeof_pyval = partial(_type_of, loop.typeof_pyval)
         return loop
 
     return decorate
@@ -54,6 +55,11 @@ def _unmet(loop, compile_for, *args, **named):
         if hasattr(a, "call_loop"):
             return partial(a.call_loop, loop)
     return compile_for(*args, **named)
+
+
+def _type_of(typeof, a):
+    "numba's type of what it has not met; what takes calls has none, whatever it passes for."
+    return numba.types.pyobject if hasattr(a, "call_loop") else typeof(a)
 
 
 OUT = "written into"  # marks those arguments of a loop
