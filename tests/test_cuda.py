@@ -23,7 +23,7 @@ from test_optim import SETTINGS, label
 from minima import backend as registry
 from minima import data, nn, optim
 from minima.autograd import Tensor, from_dlpack, grad
-from minima.backend import backend_of, get_backend, kernels_off, register
+from minima.backend import Kernels, backend_of, get_backend, kernels_off, register
 from minima.gpu import cards
 from minima.gpu.cublas import _TYPES, SIGNATURES, Cublas, Pretended, distance, layout
 from minima.gpu.library import _PUT, Cuda
@@ -275,6 +275,48 @@ def test_a_device_that_the_machine_lacks_is_named_with_those_it_has(card):
         Tensor([1.0], device="mock:2")
 
 
+@pytest.mark.parametrize("made_by", [lambda a: a, lambda a: Theirs(a), lambda a: a.inside])
+@pytest.mark.parametrize("index", [0, 1])
+def test_an_array_comes_in_any_dtype_to_any_card(made_by, index, card):
+    with mock.cuda.Device(index if made_by(mock.ones(1)).__class__ is Theirs else 0):
+        given = made_by(mock.asarray(np.float64([1.5, 2.5])))
+    for dtype in (None, "float64", "float32", np.dtype("int8")):
+        found = card.asarray(given, dtype, index)
+        assert found.device.id == index and found.dtype == (dtype or "float64")
+        assert found.inside.tolist() == [1.5, 2.5] if dtype != np.int8 else [1, 2]
+    assert mock.cuda.runtime.getDevice() == 0
+
+
+def test_only_memory_that_is_locked_and_in_order_is_fetched_as_it_is(card):
+    pinned = card.pinned(np.arange(16.0).reshape(4, 4))
+    assert card.door._is_pinned(pinned) and card.door._is_pinned(pinned[1:])
+    for other in (pinned[:, ::2], pinned.T, pinned.copy(), np.ones(3), np.frombuffer(b"12345678")):
+        assert not card.door._is_pinned(other)
+        np.testing.assert_array_equal(card.asarray(other).inside, other)
+
+
+def test_the_namespace_is_cupys_by_name_and_copies_as_it_does(card):
+    assert repr(card) == f"Backend({GPU!r}, minima.testing.mock)"
+    a = mock.ones(2)
+    assert card.xp.astype(a, "float64") is not a and card.xp.astype(a, "float64", copy=False) is a
+    assert card.xp.astype(a, "bfloat16").dtype == "bfloat16"
+
+
+def test_who_takes_halves_says_so_or_rounds_once(card):
+    kernels = Kernels()
+    rule = lambda xp, a: a
+    for name, takes in (("layer_norm", False), ("exp", True)):
+        rule.__name__ = name
+        read, narrow = card.reading(rule, kernels)
+        assert (np.dtype("float16") in narrow) is not takes and np.dtype("int8") in narrow
+    for takes in (False, True):
+        kernel = kernels.register(GPU)(lambda xp, a: a)
+        kernel.takes_halves = takes
+        assert (np.dtype("float16") in card.reading(rule, kernels)[1]) is not takes
+    del kernel.takes_halves
+    assert np.dtype("float16") in card.reading(rule, kernels)[1]
+
+
 def test_of_one_card_there_is_only_one(monkeypatch):
     mock.reset(devices=1)
     one = Cuda(mock, Pretended(mock.launch), "single")
@@ -493,18 +535,61 @@ def test_cublas_is_called_as_it_is_documented(card):
         )
 
 
+STRIPE, TABLE = np.zeros(3), np.zeros((4, 6))
+
+
+@pytest.mark.parametrize("a, lies", [
+    (TABLE, (0, 6)), (TABLE.T, (1, 6)), (TABLE[:, 1:3], (0, 6)), (TABLE[:, :2].T, (1, 6)),
+    (TABLE[:, ::2], None), (TABLE[::2, ::2], None), (TABLE[::-1], None), (TABLE[:, ::-1], None),
+    (TABLE[::2, :2], (0, 12)), (TABLE[::2, :2].T, (1, 12)), (TABLE[:, ::6], (0, 6)),
+    (TABLE[::4, :3], (0, 3)), (TABLE[::4, ::2], (1, 2)), (TABLE[:1, :1], (0, 1)),
+    (np.broadcast_to(STRIPE, (1, 3)), (0, 3)), (np.broadcast_to(STRIPE, (2, 3)), None),
+    (np.broadcast_to(STRIPE, (1, 3)).T, (0, 1)), (np.broadcast_to(STRIPE[:, None], (3, 2)), None),
+    (TABLE[:, :0], (0, 6)), (np.zeros((2, 3, 4)), (0, 4)),
+])  # fmt: skip
+def test_how_a_matrix_lies(a, lies):
+    assert layout(a) == lies
+
+
+STACKS = np.zeros((3, 4, 5, 6, 7))
+
+
+@pytest.mark.parametrize("a, far", [
+    (TABLE, 0), (STACKS[0, 0], 42), (STACKS[0], 42), (STACKS, 42), (STACKS[:, :, :1], 210),
+    (STACKS[:, :1], None), (STACKS[:, :1, :1], 840), (STACKS[:1, :, :1], 210),
+    (STACKS[0, 0, ::2], 84), (STACKS[0, ::2], None), (STACKS[::2, 0, 0], 1680),
+    (STACKS[0, 0, ::-1], None), (STACKS[0, 0, 0][None], 0),
+    (np.broadcast_to(TABLE, (5, 4, 6)), 0), (np.broadcast_to(TABLE, (2, 5, 4, 6)), 0),
+    (np.broadcast_to(STACKS[0, 0][:, None], (5, 2, 6, 7)), None), (STACKS.swapaxes(2, 3), None),
+])  # fmt: skip
+def test_how_far_it_is_from_matrix_to_matrix(a, far):
+    assert distance(a) == far
+
+
+def test_functions_of_cublas_are_declared(card):
+    library = Pretended(mock.launch)
+    assert Cublas(library, mock).library is library
+    for name, types in SIGNATURES.items():
+        function = getattr(library, name)
+        assert function.argtypes is types and function.restype is ctypes.c_int
+
+
 def test_a_handle_is_made_once_for_a_stream_with_a_workspace_of_its_own(card):
     library, asked = Pretended(mock.launch), []
-    for name in ("cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2"):
-        setattr(library, name, lambda *args, name=name: asked.append(name) or 0)
+    steps = ["cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2", "cublasSetMathMode"]
+    for name in steps:
+        setattr(library, name, lambda *args, name=name: asked.append((name, *args[1:])) or 0)
     ours, x = Cublas(library, mock), mock.ones((2, 2))
     streams = [mock.cuda.Stream(non_blocking=True) for _ in range(2)]
     for stream in streams * 2:
         ours.matmul(x, x)
         with stream:
             ours.matmul(x, x)
-    assert asked[:3] == ["cublasCreate_v2", "cublasSetStream_v2", "cublasSetWorkspace_v2"]
-    assert len(asked) == 9 and len(ours.handles) == 3
+    assert [name for name, *_ in asked] == steps * 3 and len(ours.handles) == 3
+    assert [args for _, *args in asked[1::4]] == [[0], [streams[0].ptr], [streams[1].ptr]]
+    spaces = [(space.data.ptr, space.nbytes) for _, space in ours.handles.values()]
+    assert [tuple(args) for _, *args in asked[2::4]] == spaces and spaces[0][1] == 32 << 20
+    assert [args for _, *args in asked[3::4]] == [[16]] * 3  # halves are added up in float32
     library.cublasGemmStridedBatchedEx = lambda *args: 13
     with pytest.raises(RuntimeError, match="cublasGemmStridedBatchedEx failed with status 13"):
         ours.matmul(x, x)
@@ -526,6 +611,8 @@ def machine(driver=13000, needed=13020, count=1, version="14.2.0"):
 @pytest.mark.parametrize("facts, said", [
     (dict(driver=0), "CuPy 14.2.0 is installed, but this machine has no NVIDIA driver; "
                      "use device='cpu'"),
+    (dict(driver=12090, needed=13000), "CuPy 14.2.0 is installed for CUDA 13.0, but the NVIDIA "
+        "driver is for CUDA 12.9: update the driver, or pip install \"minima[cuda12]\""),
     (dict(driver=12040), "CuPy 14.2.0 is installed for CUDA 13.2, but the NVIDIA driver is for "
                          "CUDA 12.4: update the driver, or pip install \"minima[cuda12]\""),
     (dict(version="13.6.0"), "CuPy 13.6.0 is installed, but minima needs 14 or later: "
@@ -536,6 +623,35 @@ def machine(driver=13000, needed=13020, count=1, version="14.2.0"):
 def test_a_machine_that_cannot_compute_says_why_in_a_line(facts, said, monkeypatch):
     monkeypatch.setattr(cards, "find_cupy", lambda: machine(**facts))
     assert cards.available() == (False, said)
+
+
+@pytest.mark.parametrize("driver, needed", [(13000, 13020), (13020, 13000), (14000, 13000)])
+def test_a_machine_that_can_compute_is_believed(driver, needed, monkeypatch):
+    here, loaded = machine(driver, needed), []
+    assert cards.check(here) is here
+    monkeypatch.setattr(cards, "find_cupy", lambda: here)
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
+    monkeypatch.setattr(cards.ctypes, "CDLL", lambda path: loaded.append(path) or path)
+    assert cards.available() == (True, "")
+    assert loaded == ["libnvrtc.so.13", "libcublas.so.13"]
+    where = SimpleNamespace(load_nvidia_dynamic_lib=lambda n: SimpleNamespace(abs_path=f"/{n}"))
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", where)
+    assert cards.library("cublas", here) == "/cublas"
+
+
+@pytest.mark.parametrize("missing", ["nvrtc", "cublas"])
+def test_a_machine_without_a_library_cannot_compute(missing, monkeypatch):
+    def load(path):
+        if missing in path:
+            raise OSError(path)
+
+    monkeypatch.setattr(cards, "find_cupy", lambda: machine(needed=13000))
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
+    monkeypatch.setattr(cards.ctypes, "CDLL", load)
+    can, why = cards.available()
+    assert not can and why == (
+        f'CUDA\'s library {missing!r} is missing: pip install "cupy-cuda13x[ctk]"'
+    )
 
 
 def entry_point(name="cuda"):

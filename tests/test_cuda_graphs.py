@@ -110,6 +110,15 @@ def test_a_replay_is_a_few_launches_and_copies_nothing(card):
     assert "go([x0, x1]" in str(step.plan)
 
 
+def test_a_stream_that_can_be_captured_is_made_once_and_waits_for_no_other(card):
+    stream = card.side_stream()
+    assert (
+        stream.non_blocking
+        and card.side_stream() is stream
+        and (0, stream.ptr) in (card.cublas.handles)
+    )
+
+
 def test_a_step_of_many_parameters_is_captured_clipping_and_all(card):
     mi.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6),
@@ -336,6 +345,23 @@ def test_a_gradient_that_is_read_is_looked_up_where_it_was(card):
     assert norm().item() == 50.0 and norm.recordings == before
 
 
+def test_a_gradient_that_is_read_and_forgotten_is_read_anew(card):
+    p = Tensor([1.0, 2.0], device=GPU, requires_grad=True)
+    g = Tensor([0.0, 0.0], device=GPU)
+
+    @capture
+    def taken():
+        found = (p.grad * p.grad).sum()
+        p.grad = None
+        return found
+
+    for factor in (1.0, 2.0, 3.0, 4.0):
+        g[...] = factor
+        p.grad = g
+        assert taken().item() == 2 * factor * factor and p.grad is None
+    assert taken.recordings == 1
+
+
 def test_after_a_refused_recording_no_gradient_is_left_that_was_never_computed(card):
     p = Tensor([1.0, 2.0], device=GPU, requires_grad=True)
 
@@ -480,8 +506,8 @@ def test_a_kernel_takes_the_rate_by_address_and_the_momentum_by_value(sgd_kernel
 
 def test_the_script_for_gpus_runs_to_its_end_without_one(torch, tmp_path):
     script, found = Path(__file__).parent.parent / "benchmarks" / "gpu.py", tmp_path / "found.json"
-    command = [sys.executable, str(script), "--mock", "--json", str(found)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, str(script), "--mock", "--processes", "1", "--json", str(found)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)  # nobody hangs
     assert not done.returncode, done.stdout + done.stderr
     found = json.loads(found.read_text())
     lines = {line["what"]: line["value"] for line in found["lines"]}
@@ -560,6 +586,20 @@ def test_the_script_measures_a_graph_that_holds_what_it_works_on(gpu_script, car
     assert mock._now.tape is None and gc.isenabled()
 
 
+def test_the_report_judges_and_writes_what_numpy_has_computed(gpu_script, tmp_path, capsys):
+    report = gpu_script.Report(tmp_path / "found.json")
+    cases = [(0.5, {"goal": 0.75}), (0.8, {"goal": 0.75}), (np.nan, {"goal": 0.75})]
+    cases += [(2e-5, {"most": 1e-4}), (1.0, {"most": 1e-4}), (np.nan, {"most": 1})]
+    for value, bounds in cases:
+        report.line("a line", np.float64(value), "TB/s", **bounds)
+    again = gpu_script.Report(tmp_path / "found.json")
+    good = [False, True, False, True, False, False]
+    assert [line["good"] for line in again.found["lines"]] == good
+    assert [("met" in said) for said in capsys.readouterr().out.splitlines()] == good
+    found = gpu_script.summary(again, mock=False)
+    assert "4 goals missed" in capsys.readouterr().out and not found["faults"]
+
+
 def test_what_the_script_finds_wrong_is_said(gpu_script, card):
     assert gpu_script.furthest([np.ones(2)], [np.array([1.0, np.nan])]) == np.inf
     assert gpu_script.furthest([np.ones(2)], [np.ones(2) * 1.5]) == pytest.approx(1 / 3)
@@ -572,6 +612,21 @@ def test_what_the_script_finds_wrong_is_said(gpu_script, card):
         )
         found = gpu_script.differs([leaves[0], leaves[1], None, None], op, pull)
         np.testing.assert_allclose(found, difference)
+
+
+def test_rows_for_which_there_is_no_time_are_counted(gpu_script, monkeypatch, tmp_path, capsys):
+    def stops(card, work, items, seconds):
+        assert seconds < 5
+        yield 0, (3, ["one is wrong"])
+        raise TimeoutError
+
+    monkeypatch.setattr(gpu_script, "spread", stops)
+    report = gpu_script.Report(tmp_path / "found.json", seconds=10)
+    gpu_script.table(None, "good ones", keeps=5)(None, report)
+    said = capsys.readouterr().out
+    assert "no time for more than 1 of" in said and "of 3 cases, 1 of" in said
+    assert report.found["lines"][0]["value"] == pytest.approx(2 / 3)
+    assert report.found["faults"] == ["good ones: AssertionError: one is wrong"]
 
 
 def test_the_script_tries_every_case_of_a_row(gpu_script):

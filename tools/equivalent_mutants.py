@@ -191,4 +191,19 @@ EQUIVALENT = {
     "kernels.rows.normalize: _ROWS // dim -> _ROWS": SAME_MEMORY,
     "kernels.rows.normalize: asked_once(lambda g: g.reshape(-1, dim)) -> "
     "(lambda g: g.reshape(-1, dim))": REMEMBERED,
+    # GPUs
+    "gpu.cublas.Cublas.matmul: a.dtype if a.dtype == b.dtype else "
+    "numpy_backend.xp.result_type(a.dtype, b.dtype) -> "
+    "numpy_backend.xp.result_type(a.dtype, b.dtype)": FOR_SPEED,
+    "gpu.library.Cuda._on: nullcontext() if index == self._current() else "
+    "self.cupy.cuda.Device(index) -> self.cupy.cuda.Device(index)": FOR_SPEED,
+    "gpu.library.Cuda._asarray: as_dtype(dtype) -> dtype":
+        "NumPy knows `bfloat16` by its name as soon as ml_dtypes was imported",
+    "gpu.library.Namespace.__getattr__: setattr(self, name, found) -> "
+    "(False and setattr(self, name, found))": FOR_SPEED,
+    "gpu.library.Namespace.__getattr__: setattr(self, name, found) -> self": FOR_SPEED,
+    "gpu.graphs._Before.__init__: s.name == \"grad\" and isinstance(s.holder, Tensor) -> "
+    "(s.name == 'grad')": "what else is called grad may be looked at likewise",
+    "gpu.library.Door.pinned: max(numbers.nbytes, 1) -> numbers.nbytes":
+        "a pretended card can pin nothing, too",
 }  # fmt: skip

@@ -68,9 +68,9 @@ def layout(
     rows, columns = a.shape[-2:]
     down, right = (stride // a.itemsize for stride in a.strides[-2:])
     if (right == 1 or columns == 1) and (down >= columns or rows == 1):
-        return 0, max(columns, down if rows > 1 else columns)
-    if (down == 1 or rows == 1) and (right >= rows or columns == 1):
-        return 1, max(rows, right if columns > 1 else rows)
+        return 0, down if rows > 1 else columns
+    if (down == 1 or rows == 1) and right >= rows:
+        return 1, right
     return None
 
 
@@ -78,7 +78,7 @@ def distance(
     a,  # (..., rows, columns)
 ):
     "How far it is from one of the matrices `a` to the next; None if that differs, or is backwards."
-    axes = [(n, stride) for n, stride in zip(a.shape[:-2], a.strides[:-2]) if n > 1]
+    axes = [(n, stride) for n, stride in zip(a.shape[:-2], a.strides) if n > 1]
     for (_, outer), (n, inner) in zip(axes, axes[1:]):
         if outer != n * inner:
             return None
