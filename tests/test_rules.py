@@ -148,6 +148,16 @@ def test_the_second_derivative_of_a_norm_beside_a_zero(ord):
     assert second.tolist() == pytest.approx([5**-0.5 if ord == 2 else 0.0, 0.0, 0.0])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_mean_over_no_labels_is_no_number_and_nothing_is_divided_by_0(dtype):
+    z = Tensor(np.ones((2, 3), dtype), requires_grad=True)
+    with np.errstate(all="raise"):
+        loss = ops.cross_entropy(z, Tensor([7, 7]), ignore_index=7)
+        loss.backward()
+    assert np.isnan(loss.item()) and loss.dtype == dtype and z.grad.dtype == dtype
+    assert not z.grad.numpy().any()
+
+
 # ---- shapes ----
 
 

@@ -246,6 +246,7 @@ def cross_entropy(xp, logits, labels, *, ignore_index=None):
         return -xp.mean(log_p[xp.arange(n), labels]), lambda g: by_logits(g / n)
     counts = labels != ignore_index
     total = xp.sum(xp.astype(counts, log_p.dtype))
+    total = xp.where(total == 0, float("nan"), total)  # the mean of nothing, without a warning
     picked = xp.where(counts, log_p[xp.arange(n), xp.where(counts, labels, 0)], 0)
 
     def pull(g):
