@@ -63,10 +63,8 @@ class Words(Tape):
         super().__init__()
         self.backend, self.dtype = backend, dtype
         self.memory = backend.cupy.zeros(self.most, "uint64")
-        self.filled, self.homes = (
-            [],
-            {},
-        )  # (Number or draw, dtype), in order; arrays by what they hold
+        self.filled = []  # (Number or draw, dtype, words), in order
+        self.homes = {}  # arrays, by what they hold
 
     def _place(self, thing, key, dtype, shape):
         "An array in the next free words, for `thing`."
@@ -172,10 +170,8 @@ class _Before:
 
     def __init__(self, slots):
         self.slots = [s for s in slots if s.name == "grad" and isinstance(s.holder, Tensor)]
-        self.read, self.refs = (
-            {},
-            {},
-        )  # what was asked, which stays alive; by holder, what was there
+        self.read = {}  # what was asked, which stays alive
+        self.refs = {}  # what was there, by holder
         array = property(self._ask, _array.__set__)
         watched = type("Tensor", (Tensor,), {"__slots__": (), "array": array})
         for slot in self.slots:
