@@ -5,6 +5,7 @@
     python tools/mutate.py --modules nn optim    every function of these modules
     python tools/mutate.py --sample 100          a quick look at some, chosen at random
     python tools/mutate.py --kernels             kernels that are written in NumPy, not rules
+    python tools/mutate.py --compiled            kernels that numba compiles, and their loops
     python tools/mutate.py --list                print the changes, try none
 
 A change flips a sign, drops a term or a factor, swaps two pullbacks or returns the cotangent as it
@@ -18,8 +19,9 @@ so that a change is shown only to the tests that reach it, those that reach leas
 those in files with slow preparations last.
 
 Where a kernel is read in a rule's place, the rule is not: so rules are tried with all kernels off,
-and the modules that have kernels in NumPy by themselves, with `--kernels`. What numba compiles is
-not Python any more, and cannot be changed in memory: tests/test_kernels.py compares it with rules.
+and the modules that have kernels in NumPy by themselves, with `--kernels`. With `--compiled`, numba
+compiles anew what a change is in, and all that calls it: seconds for each change, so that
+`--modules kernels.cpu --sample 100` is a good start.
 """
 
 import argparse
@@ -49,7 +51,9 @@ from run_notebooks import THREADS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPREHENSION = re.compile(r"\.<(?:gen|list|set|dict)(?:expr|comp)>")  # in a function's name
+COMPILED = re.compile(r"\.kernels\.(compiling|cpu|linear|norms|optim)$")  # modules with loops
 KERNELS = re.compile(r"\.(kernels\.\w+|nn\.blockwise|operators\.fused)$")  # modules with kernels
+COMPILING = 60  # CPU seconds that a test may need for it
 ELSEWHERE = "house notebooks readme mutate".split()  # tests of other things than functions
 
 # ---- what is changed ----
@@ -284,14 +288,21 @@ def choose(args, package):
     "The changes that the command line asks for, and all there are."
     paths = [p for p in sorted(package.rglob("*.py")) if p.name != "_modidx.py"]
     everything = [pair for path in paths for pair in mutants_of(path, package)]
-    wanted = [m for concerned, m in everything if concerned or args.modules or args.only]
-    wanted = [m for m in wanted if bool(KERNELS.search(f".{m.module}")) == args.kernels]
+    every = args.modules or args.only or args.compiled
+    wanted = [m for concerned, m in everything if concerned or every]
+    wanted = [m for m in wanted if _kind(m.module) == (args.compiled, args.kernels)]
     if args.modules:
         inside = lambda m: any(f".{name}." in f"{m.module}." for name in args.modules)
         wanted = [m for m in wanted if inside(m)]
     if args.only:
         wanted = [m for m in wanted if any(fnmatchcase(m.function, name) for name in args.only)]
     return wanted, [m for _, m in everything]
+
+
+def _kind(module):
+    "Whether `module` has compiled kernels, and whether it has others."
+    compiled = bool(COMPILED.search(f".{module}"))
+    return compiled, bool(KERNELS.search(f".{module}")) and not compiled
 
 
 # ---- making a change in a process ----
@@ -339,6 +350,66 @@ def _set_defaults(f, args):
     f.__defaults__ = tuple(value(d) for d in args.defaults) or None
     named = zip(args.kwonlyargs, args.kw_defaults)
     f.__kwdefaults__ = {a.arg: value(d) for a, d in named if d is not None} or None
+
+
+# ---- what numba compiles ----
+
+
+class Loops:
+    "The compiled loops of a package: what each calls, and which were called."
+
+    def __init__(self, package, live):
+        self.package = str(package)
+        self.all = [f for f in gc.get_objects() if hasattr(type(f), "recompile")]
+        self.all = [f for f in self.all if self._is_ours(f.py_func)]
+        self.overloads = {}  # by the name of what they stand for, the functions that write code
+        for (file, name, _), functions in live.items():
+            for stands_for in OVERLOAD.findall(_above(file, functions[0].__code__)):
+                self.overloads.setdefault((file, stands_for), []).extend(functions)
+        self.inside = {id(loop): self._names(loop.py_func) for loop in self.all}
+
+    def _is_ours(self, f):
+        return type(f) is FunctionType and f.__code__.co_filename.startswith(self.package)
+
+    def _names(self, function):
+        "(file, qualified name) of `function` and of all that is compiled into it."
+        waiting, found = [function], {}
+        while waiting:
+            f = waiting.pop()
+            if self._is_ours(f) and f.__code__ not in found:
+                parts = [*codes(f.__code__)]
+                file = f.__code__.co_filename
+                found[f.__code__] = {(file, code.co_qualname) for code in parts}
+                called = [f.__globals__.get(name) for code in parts for name in code.co_names]
+                waiting += [getattr(c, "py_func", c) for c in called]
+                waiting += self.overloads.get((file, f.__name__), [])
+        return set().union(*found.values())
+
+    def has(self, mutant):
+        "Whether `mutant` changes what is compiled."
+        here = str(mutant.path), mutant.function
+        return any(here in names for names in self.inside.values())
+
+    def forget(self, anew=False):
+        "Let the next calls look for machine code, or write it `anew`."
+        for loop in self.all:
+            loop._reset_overloads()
+            if anew:
+                from numba.core.caching import NullCache
+
+                loop._cache = NullCache()
+
+    def called(self):
+        "(file, qualified name) of all that is in the loops called since they were forgotten."
+        return set().union(*(self.inside[id(loop)] for loop in self.all if loop.overloads))
+
+
+OVERLOAD = re.compile(r"@overload\((\w+)")
+
+
+def _above(file, code):
+    "The first line of the function with this `code`: of its decorators, if it has some."
+    return _source(Path(file)).decode().splitlines()[code.co_firstlineno - 1]
 
 
 # ---- running tests in processes ----
@@ -406,6 +477,7 @@ class Hunt:
         for name in {m.module for m in self.mutants}:
             importlib.import_module(name.removesuffix(".__init__"))
         self.items, self.live = session.items, live_functions(self.package)
+        self.loops = Loops(self.package, self.live)
         gc.collect()
         gc.freeze()  # so that children share the memory
         with tempfile.TemporaryDirectory() as folder:
@@ -446,11 +518,13 @@ class Hunt:
         threading.settrace(note)
         for i, after in zip(part, [*part[1:], None]):
             called.clear()
+            self.loops.forget()
             start = time.process_time()
             sys.settrace(note)
             good = self.passes(i, after)
             sys.settrace(None)
             names = {(file, COMPREHENSION.sub("", name)) for file, name in called}
+            names |= self.loops.called()
             found.append((good, time.process_time() - start, self.prepared, names))
         return found
 
@@ -460,10 +534,13 @@ class Hunt:
             return False
         here = str(mutant.path), mutant.reached
         tests = [i for i, called in self.calls.items() if here in called]
+        compiles = self.loops.has(mutant)
+        if compiles:
+            self.loops.forget(anew=True)
         is_slow = lambda i: self.items[i].path in self.slow
         tests.sort(key=lambda i: (is_slow(i), len(self.calls[i]), self.times[i]))
         for i, after in zip(tests, [*tests[1:], None]):
-            seconds = self.limit + 10 * self.times[i]
+            seconds = self.limit + 10 * self.times[i] + COMPILING * compiles
             signal.setitimer(signal.ITIMER_PROF, seconds)  # the end of endless loops
             if not self.passes(i, after):
                 return self.items[i].nodeid
@@ -487,6 +564,7 @@ def parsed(argv):
     add("--jobs", type=int, default=os.cpu_count(), metavar="N", help="how many at once")
     add("--limit", type=float, default=2, metavar="S", help="CPU seconds after which a test hangs")
     add("--kernels", action="store_true", help="try kernels in NumPy, instead of rules")
+    add("--compiled", action="store_true", help="try kernels that numba compiles, instead of rules")
     add("--list", action="store_true", help="print the changes, and try none")
     add("--equivalent", action="store_true", help="try those listed as equivalent, instead")
     return parser.parse_args(argv)
@@ -505,7 +583,8 @@ def main(argv=None, package=ROOT / "minima"):
         return 0
     for name in THREADS:
         os.environ[name] = "1"
-    os.environ |= {"MINIMA_NUMBA": "0", "MINIMA_KERNELS": str(int(args.kernels))}
+    numba, kernels = int(args.compiled), int(args.compiled or args.kernels)
+    os.environ |= {"MINIMA_NUMBA": str(numba), "MINIMA_KERNELS": str(kernels)}
     outcomes = hunt(tried, package, args) if tried else {}
     counts = Counter("untried" if n is False else "survived" if n == "" else "noticed"
                      for n in outcomes.values())  # fmt: skip
