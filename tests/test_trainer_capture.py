@@ -73,7 +73,7 @@ def test_killed_and_resumed_it_goes_on_bit_for_bit(method, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
-@pytest.mark.parametrize("batches", [5, 23])
+@pytest.mark.parametrize("batches", [5, 20])
 def test_optimizers_schedules_and_loaders_resume_bit_for_bit(kind, batches, tmp_path):
     straight = trainings.make(tmp_path / "straight", 0, kind, autoresume=False)
     straight.fit()
@@ -141,7 +141,7 @@ def recordings(trainer):
 def test_a_smaller_last_batch_is_recorded_anew_and_nothing_twice():
     trainer = both()
     passes, step, answer = recordings(trainer)
-    assert (passes, answer) == (2, 2) and step <= 4
+    assert (passes, step, answer) == (2, 3, 2)
     before = recordings(trainer)
     trainer.fit("4ep")
     assert recordings(trainer) == before

@@ -332,8 +332,10 @@ class Passes:
                 )
 
     def step(self):
-        "Take the optimizers' step."
-        self._functions()[1]()
+        "Take the optimizers' step: as it is, before gradients come from where replays leave them."
+        passes, step, _ = self._functions()
+        waits = self.captured and passes.warm and not (passes.recordings or passes.refused)
+        (step.function if waits else step)()
 
     def answer(self, *given):
         "What the model makes of a batch."
