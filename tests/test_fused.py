@@ -215,7 +215,8 @@ def test_kernels_that_are_registered_have_the_defaults_of_the_rule(kernel):
 @pytest.mark.skipif(norms is None, reason="numba is not installed, so nothing is compiled")
 @pytest.mark.parametrize("shape, axis", [((4, 6), -1), ((4, 6), (1,)), ((3, 4, 5), (-2, -1)),
                                          ((3, 4, 5), (0, 1, 2)), ((4, 6), 0), ((3, 4, 5), (0, 2)),
-                                         ((0, 6), -1), ((4, 6), (-1, 0))], ids=str)  # fmt: skip
+                                         ((0, 6), -1), ((4, 6), (-1, 0)), ((64, 4096), -1)],
+                         ids=str)  # fmt: skip
 def test_the_compiled_norm_gives_the_numbers_of_its_rule(shape, axis):
     x, g = some(shape), some(shape, seed=1)
     axes = {i % len(shape) for i in (axis if isinstance(axis, tuple) else (axis,))}

@@ -25,7 +25,8 @@ numba = pytest.importorskip("numba", reason="numba is not installed, so there ar
 if os.environ.get("MINIMA_NUMBA") == "0":
     pytest.skip("MINIMA_NUMBA=0, so there are no kernels", allow_module_level=True)
 
-from minima.kernels import cpu, linear, norms, optim
+from minima.kernels import compiling, cpu, linear, norms, optim
+from minima.kernels.compiling import compiled
 
 xp = numpy_backend.xp
 COMPILED = {
@@ -354,6 +355,62 @@ def test_a_step_takes_gradients_that_cannot_be_written_and_leaves_them():
     assert np.array_equal(p, q) and (g == 1).all()
 
 
+def step_of(kind, p, g, *others, step, **settings):
+    "What `step` of this `kind` makes of copies: the parameter, and all that is remembered."
+    arrays = [np.array(a, order="K") for a in (p, *others)]
+    if kind == "adam":
+        m, v, *largest = arrays[1:]
+        step(arrays[0], g, m, v, 3, lr=0.05, **(settings | dict(zip(["largest"], largest))))
+    else:
+        step(arrays[0], g, arrays[1], False, lr=0.05, **settings)
+    return arrays
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_a_step_is_the_loops_where_all_lies_plainly_and_else_the_rules(kind, monkeypatch):
+    ours, rule, count, settings = {
+        "adam": (optim.adam, _adam.rule, 3, {"weight_decay": 0.1}),
+        "sgd": (optim.sgd, _sgd.rule, 1, {"momentum": 0.9}),
+    }[kind]
+    loop, calls = getattr(optim, f"_{kind}_loop"), []
+    monkeypatch.setattr(optim, f"_{kind}_loop", lambda *a: calls.append(a) or loop(*a))
+    p, g, *states = np.random.default_rng(0).uniform(0.1, 1, (2 + count, 6, 5)).astype("float32")
+    plain = lambda a: a
+    odd = {
+        "wider": lambda a: a + np.float64(1e-9),
+        "transposed": lambda a: a.reshape(5, 6).T,
+    }
+    cases = [(plain, *[plain] * count)]
+    for change in odd.values():
+        for i in range(count):
+            cases.append((plain, *[change if i == j else plain for j in range(count)]))
+    cases.append((odd["wider"], *[plain] * count))
+    for of_gradient, *of_states in cases:
+        arrays = p, of_gradient(g), *[f(a) for f, a in zip(of_states, states, strict=True)]
+        before = len(calls)
+        found = step_of(kind, *arrays, step=ours, **settings)
+        is_plain = {of_gradient, *of_states} == {plain}
+        assert len(calls) == before + is_plain
+        for a, b in zip(found, step_of(kind, *arrays, step=rule, **settings), strict=True):
+            assert a.dtype == b.dtype and np.array_equal(a, b)
+
+
+def test_a_largest_that_is_no_number_stays_none():
+    p, g, m, v = np.random.default_rng(0).uniform(0.1, 1, (4, 3)).astype("float32")
+    largest = np.float32([np.nan, 0.0, 2.0])
+    found = step_of("adam", p, g, m, v, largest, step=optim.adam)
+    for a, b in zip(found, step_of("adam", p, g, m, v, largest, step=_adam.rule), strict=True):
+        assert np.array_equal(a, b, equal_nan=True)
+    assert np.isnan(found[3][0]) and found[3][2] == 2
+
+
+def test_without_momentum_nothing_is_remembered():
+    p, g, buffer = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
+    after = step_of("sgd", p, g, buffer, step=optim.sgd)
+    assert np.array_equal(after[1], buffer)
+    assert np.array_equal(after[0], step_of("sgd", p, g, buffer, step=_sgd.rule)[0])
+
+
 # ---- how they run ----
 
 
@@ -408,6 +465,61 @@ def test_where_nothing_can_be_kept_it_is_compiled_all_the_same(monkeypatch):
     loop = cpu.compiled("contract")(len)
     assert loop.function is len
     assert loop.how == {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+
+
+def test_a_loop_is_compiled_as_agreed_and_kept():
+    loop = compiled("contract")(_sum_of_two)
+    assert loop.targetoptions["nogil"] and loop.targetoptions["error_model"] == "numpy"
+    assert loop.targetoptions["fastmath"] == {"contract"}
+    assert loop._cache.cache_path
+
+
+def _sum_of_two(x, y):
+    return x + y
+
+
+class Taker(np.ndarray):
+    "An array for which numba has a type, and that takes calls."
+
+    def call_loop(self, loop, *args):
+        return loop, [type(a) for a in args]
+
+
+def test_an_argument_may_take_the_call_whatever_it_passes_for(monkeypatch):
+    njit = numba.njit
+    monkeypatch.setattr(numba, "njit", lambda f, cache, **how: njit(f, **how))
+    loop = compiled()(_sum_of_two)
+    assert loop(1.0, y=2.0) == 3.0
+    assert loop(1.0, np.ones(2).view(Taker)) == (loop, [float, Taker])
+    assert (loop(1.0, np.ones(2)) == 2).all()
+
+
+@pytest.mark.parametrize(
+    "features, chosen, avx, expected",
+    [
+        ({"avx512vbmi2": True}, None, 1, "+avx512vbmi2,-prefer-256-bit"),
+        ({"avx512vbmi2": False}, None, 1, None),
+        ({"avx2": True}, None, 1, None),
+        ({"avx512vbmi2": True}, "+avx2", 1, "+avx2"),
+        ({"avx512vbmi2": True}, "", 1, ""),
+        ({"avx512vbmi2": True}, None, 0, None),
+        ({"avx2": True}, None, 0, None),
+    ],
+)
+def test_whole_registers_are_for_processors_that_gain_and_who_has_not_chosen(
+    monkeypatch, features, chosen, avx, expected
+):
+    import llvmlite.binding
+
+    class Features(dict):
+        def flatten(self):
+            return ",".join(f"+{name}" for name, there in self.items() if there)
+
+    config = SimpleNamespace(CPU_FEATURES=chosen, ENABLE_AVX=avx)
+    monkeypatch.setattr(llvmlite.binding, "get_host_cpu_features", lambda: Features(features))
+    monkeypatch.setattr(numba, "config", config)
+    compiling._use_whole_registers()
+    assert config.CPU_FEATURES == expected
 
 
 @pytest.mark.parametrize("module, name", [(cpu, "_silu"), (linear, "_gelu"), (cpu, "_softmax")])

@@ -189,3 +189,44 @@ def test_nothing_is_run_where_all_is_listed(planted):
     keys = [line.partition(": ")[2] for line in out.splitlines() if ".py:" in line]
     status, out = planted(STRONG, equivalent=keys)
     assert status == 0 and "0 changes" in out and "25 are listed as equivalent" in out
+
+
+LOOPS = """
+import numba
+from numba.extending import overload
+
+def twice(x):
+    "For use in loops."
+
+@overload(twice)
+def twice_of(x):
+    def double(x):
+        return x + x
+    return double
+
+@numba.njit
+def scaled(x, by):
+    return twice(x) * by
+
+def whole(x):
+    return scaled(x, 3.0)
+"""
+OF_LOOPS = """
+from planted.kernels.cpu import whole
+
+def test_whole():
+    assert whole(5.0) == 30.0
+"""
+
+
+def test_what_numba_compiles_is_compiled_anew(planted, tmp_path):
+    pytest.importorskip("numba")
+    (tmp_path / "planted" / "kernels").mkdir()
+    (tmp_path / "planted" / "kernels" / "cpu.py").write_text(LOOPS)
+    status, out = planted(OF_LOOPS, "--compiled")
+    assert status == 0 and "7 changes to 3 functions: 7 noticed, 0 survived" in out
+    status, out = planted(OF_LOOPS.replace("== 30.0", "> 0"), "--compiled")
+    assert (
+        status == 1 and "twice_of: x + x -> x\n" in out and "twice_of: x + x -> (x - x)" not in out
+    )
+    assert "scaled: twice(x) * by -> by\n" in out and "whole: scaled(x, 3.0) -> x\n" in out

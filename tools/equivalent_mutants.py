@@ -11,6 +11,7 @@ REPLACED = "parameters that are made are replaced at once"
 FEWER_BLOCKS = "no mask has 2**35 numbers"
 AT_HOME = "on the CPU, NumPy's arrays are at home already"
 MASKS = "NumPy multiplies by a mask as by numbers; not every library does"
+ONE_MORE_LOOP = "another type or layout is one more loop to compile, with the same numbers"
 DISCARDED = "of a rule that is read on Tensors only the pullbacks are used"
 
 EQUIVALENT = {
@@ -137,8 +138,6 @@ EQUIVALENT = {
     "operators.fused.rows_parts: draw is None or p == 0 -> (draw is None)": FOR_SPEED,
     "operators.fused.rows_parts: last[0] is not g or last[1] is not h or i not in last[2] -> True":
         REMEMBERED,
-    "operators.fused.rows_parts: i < 2 and len(shape) != 2 -> (i < 2)": FOR_SPEED,
-    "operators.fused.rows_parts: len(shape) -> shape": FOR_SPEED,
     "operators.fused._pieces: max(1, _BLOCK // x.shape[1]) -> max(2, _BLOCK // x.shape[1])":
         SAME_MEMORY,
     "operators.fused._pieces: _BLOCK // x.shape[1] -> _BLOCK": SAME_MEMORY,
@@ -191,6 +190,25 @@ EQUIVALENT = {
     "kernels.rows.normalize: _ROWS // dim -> _ROWS": SAME_MEMORY,
     "kernels.rows.normalize: asked_once(lambda g: g.reshape(-1, dim)) -> "
     "(lambda g: g.reshape(-1, dim))": REMEMBERED,
+    # what numba compiles
+    "kernels.optim._adam_loop: most >= square -> (most > square)": "of equals, either",
+    "kernels.optim._line: a is None or a.ndim == 1 -> (a is None)": FOR_SPEED,
+    "kernels.optim.adam: _plain(g, p.dtype) -> g": ONE_MORE_LOOP,
+    "kernels.optim.adam: 1.0 * weight_decay -> weight_decay": ONE_MORE_LOOP,
+    "kernels.optim.adam: 1.0 * beta1 -> beta1": ONE_MORE_LOOP,
+    "kernels.optim.adam: 1.0 * beta2 -> beta2": ONE_MORE_LOOP,
+    "kernels.optim.sgd: _plain(g, p.dtype) -> g": ONE_MORE_LOOP,
+    "kernels.optim.sgd: 1.0 * weight_decay -> weight_decay": ONE_MORE_LOOP,
+    "kernels.optim.sgd: 1.0 * momentum -> momentum": ONE_MORE_LOOP,
+    "kernels.optim.sgd: bool(nesterov) -> nesterov": ONE_MORE_LOOP,
+    "kernels.optim.sgd: 1.0 * lr -> lr": ONE_MORE_LOOP,
+    "kernels.norms._backward: len(x) if residual is not None else 1 -> "
+    "len(x) if residual is not None else 2": SAME_MEMORY,
+    "kernels.norms._row: a.astype(a.dtype, order=\"C\") -> a.astype(a.dtype)":
+        "a row of numbers has one order",
+    "kernels.norms._forward_rows: x.shape[1] // 8 -> x.shape[1]": SAME_MEMORY,
+    "kernels.norms._forward_rows: x.dtype.type(eps) -> eps": "in double precision, and then rounded",
+    "kernels.norms._backward_rows: least > 0 -> (least >= 0) (2)": FOR_SPEED,
     # GPUs
     "gpu.cublas.Cublas.matmul: a.dtype if a.dtype == b.dtype else "
     "numpy_backend.xp.result_type(a.dtype, b.dtype) -> "

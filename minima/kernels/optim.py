@@ -80,7 +80,7 @@ def adam(
     maximize=False,
 ):
     "One step of Adam or AdamW in one pass."
-    if not _in_place(p, m, v, largest):
+    if g.dtype != p.dtype or not _in_place(p, m, v, largest):
         return _adam.rule(
             p, g, m, v, t, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
             decoupled=decoupled, largest=largest, maximize=maximize,
@@ -129,7 +129,7 @@ def sgd(
 ):
     "One step of stochastic gradient descent, with momentum or without, in one pass."
     buffer = buffer if momentum else None
-    if not _in_place(p, buffer):
+    if g.dtype != p.dtype or not _in_place(p, buffer):
         return _sgd.rule(
             p, g, buffer, first, lr=lr, momentum=momentum, dampening=dampening,
             weight_decay=weight_decay, nesterov=nesterov, maximize=maximize,
