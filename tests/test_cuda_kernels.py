@@ -593,6 +593,17 @@ def test_what_cannot_be_changed_in_place_goes_by_the_rule(launcher):
     assert p.tolist() == [[0.5, 1] * 3] * 4 and not launcher.names
 
 
+def test_what_is_of_another_shape_goes_by_the_rule(launcher):
+    p, g, m, v = np.ones((4, 4, 6), "float32")
+    cuda.sgd(p, g[0], None, True, lr=0.5)
+    assert (p == 0.5).all()
+    with pytest.raises(ValueError, match="broadcast"):
+        cuda.adam(p, g, m, v[0], 1, lr=0.5)
+    with pytest.raises(ValueError, match="broadcast"):
+        cuda.sgd(p, g, m[0], True, lr=0.5, momentum=0.9)
+    assert not launcher.names
+
+
 # ---- all together ----
 
 

@@ -8,7 +8,9 @@ import pytest
 
 from minima import nn, optim
 from minima.autograd import Tensor, grad, tensor
+from minima.backend import Kernels, numpy_backend
 from minima.optim import flat
+from minima.optim.optimizers import _sgd
 
 SHAPES = [(3, 4), (1, 4), (), (4, 2), (2,), (0, 5)]
 OPTIMIZERS = [
@@ -99,6 +101,37 @@ def test_a_large_parameter_goes_in_chunks(monkeypatch):
         pair.check()
         (bundle,) = {*pair.optimizers[0]._bundles.of.values()}
         assert len(bundle.chunks) == 4
+
+
+def test_a_kernel_and_a_backend_that_wants_it_get_all_at_once(monkeypatch):
+    monkeypatch.setattr(flat, "CHUNK", 7)
+    sizes = []
+
+    def kernel(p, *args, **settings):
+        sizes.append(p.size)
+        _sgd.rule(p, *args, **settings)
+
+    monkeypatch.setattr(Kernels, "on", True)
+    _sgd.kernels.find("cpu")  # so that it does not come later
+    monkeypatch.setitem(_sgd.kernels.known, "cpu", kernel)
+    pair = Pair(optim.SGD, {})
+    pair.step()
+    assert sizes[:1] == [27] and sorted(sizes[1:]) == [0, 1, 2, 4, 8, 12]
+    pair.check()
+    monkeypatch.setattr(numpy_backend, "piecewise", False)
+    pair = Pair(optim.RMSProp, {})
+    pair.step()
+    pair.check()
+    (bundle,) = {*pair.optimizers[0]._bundles.of.values()}
+    assert len(bundle.chunks) == 1
+
+
+def test_where_a_backend_lays_nothing_side_by_side_each_goes_alone(monkeypatch):
+    pair = Pair(optim.Adam, {})
+    monkeypatch.setattr(numpy_backend, "side_by_side", None)
+    pair.step()
+    pair.check()
+    assert pair.bundles() == []
 
 
 @EACH
@@ -203,6 +236,16 @@ def test_a_gradient_of_another_dtype_counts_as_it_is():
             params[0].grad = tensor(np.full((3, 4), 1 / 3))  # float64
             o.step()
         pair.check()
+
+
+def test_a_gradient_of_another_shape_counts_as_it_is():
+    pair = Pair(optim.SGD, {})
+    for params, o in zip(pair.sets, pair.optimizers, strict=True):
+        for p in params:
+            p.grad = tensor(np.ones(p.shape, "float32"))
+        params[0].grad = tensor(np.float32([1, 2, 3, 4]))  # for each row
+        o.step()
+    pair.check()
 
 
 def test_settings_that_ask_for_more_memory_in_the_middle():

@@ -376,15 +376,12 @@ def test_a_step_is_the_loops_where_all_lies_plainly_and_else_the_rules(kind, mon
     monkeypatch.setattr(optim, f"_{kind}_loop", lambda *a: calls.append(a) or loop(*a))
     p, g, *states = np.random.default_rng(0).uniform(0.1, 1, (2 + count, 6, 5)).astype("float32")
     plain = lambda a: a
-    odd = {
-        "wider": lambda a: a + np.float64(1e-9),
-        "transposed": lambda a: a.reshape(5, 6).T,
-    }
-    cases = [(plain, *[plain] * count)]
-    for change in odd.values():
-        for i in range(count):
-            cases.append((plain, *[change if i == j else plain for j in range(count)]))
-    cases.append((odd["wider"], *[plain] * count))
+    wider, one_row = lambda a: a + np.float64(1e-9), lambda a: a[0]
+    transposed = lambda a: a.reshape(5, 6).T
+    cases = [[odd if i == j else plain for j in range(count)]
+             for odd in (wider, transposed) for i in range(count)]  # fmt: skip
+    cases = [[plain, *of_states] for of_states in [[plain] * count, *cases]]
+    cases += [[odd, *[plain] * count] for odd in (wider, one_row)]
     for of_gradient, *of_states in cases:
         arrays = p, of_gradient(g), *[f(a) for f, a in zip(of_states, states, strict=True)]
         before = len(calls)
@@ -393,6 +390,14 @@ def test_a_step_is_the_loops_where_all_lies_plainly_and_else_the_rules(kind, mon
         assert len(calls) == before + is_plain
         for a, b in zip(found, step_of(kind, *arrays, step=rule, **settings), strict=True):
             assert a.dtype == b.dtype and np.array_equal(a, b)
+
+
+def test_a_state_of_another_shape_is_an_error_and_nothing_is_read_there():
+    p, g, m, v = np.ones((4, 3, 5), "float32")
+    with pytest.raises(ValueError, match="broadcast"):
+        optim.adam(p, g, m, v[0], 1, lr=0.5)
+    with pytest.raises(ValueError, match="broadcast"):
+        optim.sgd(p, g, m[0], False, lr=0.5, momentum=0.9)
 
 
 def test_a_largest_that_is_no_number_stays_none():

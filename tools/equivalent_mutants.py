@@ -11,6 +11,7 @@ REPLACED = "parameters that are made are replaced at once"
 FEWER_BLOCKS = "no mask has 2**35 numbers"
 AT_HOME = "on the CPU, NumPy's arrays are at home already"
 MASKS = "NumPy multiplies by a mask as by numbers; not every library does"
+ALIKE = "all in a bundle are alike"
 ONE_MORE_LOOP = "another type or layout is one more loop to compile, with the same numbers"
 DISCARDED = "of a rule that is read on Tensors only the pullbacks are used"
 
@@ -190,6 +191,12 @@ EQUIVALENT = {
     "kernels.rows.normalize: _ROWS // dim -> _ROWS": SAME_MEMORY,
     "kernels.rows.normalize: asked_once(lambda g: g.reshape(-1, dim)) -> "
     "(lambda g: g.reshape(-1, dim))": REMEMBERED,
+    # optim.flat
+    "optim.flat.Bundle.__init__: params[0] -> params[1]": ALIKE,
+    "optim.flat.Bundle._remember: self.states[0] -> self.states[1]": ALIKE,
+    "optim.flat.Bundle.is_whole: self.parts[0] -> self.parts[1]": ALIKE,
+    "optim.flat.Bundle.is_whole: p.grad.array is not p._home and not _fits(p) -> (not _fits(p))":
+        FOR_SPEED,
     # what numba compiles
     "kernels.optim._adam_loop: most >= square -> (most > square)": "of equals, either",
     "kernels.optim._line: a is None or a.ndim == 1 -> (a is None)": FOR_SPEED,
@@ -207,7 +214,8 @@ EQUIVALENT = {
     "kernels.norms._row: a.astype(a.dtype, order=\"C\") -> a.astype(a.dtype)":
         "a row of numbers has one order",
     "kernels.norms._forward_rows: x.shape[1] // 8 -> x.shape[1]": SAME_MEMORY,
-    "kernels.norms._forward_rows: x.dtype.type(eps) -> eps": "in double precision, and then rounded",
+    "kernels.norms._forward_rows: x.dtype.type(eps) -> eps": "computed wider, and then rounded",
+    "kernels.norms._fill: out.dtype.type(0) -> 0": "a wider product is rounded to the same number",
     "kernels.norms._backward_rows: least > 0 -> (least >= 0) (2)": FOR_SPEED,
     # GPUs
     "gpu.cublas.Cublas.matmul: a.dtype if a.dtype == b.dtype else "

@@ -363,7 +363,7 @@ class Loops:
         self.all = [f for f in gc.get_objects() if hasattr(type(f), "recompile")]
         self.all = [f for f in self.all if self._is_ours(f.py_func)]
         self.overloads = {}  # by the name of what they stand for, the functions that write code
-        for (file, name, _), functions in live.items():
+        for (file, *_), functions in live.items():
             for stands_for in OVERLOAD.findall(_above(file, functions[0].__code__)):
                 self.overloads.setdefault((file, stands_for), []).extend(functions)
         self.inside = {id(loop): self._names(loop.py_func) for loop in self.all}

@@ -339,10 +339,11 @@ def dropout_by_draw(xp, x, draw, *, p):
 # ---- steps of optimizers ----
 
 
-def _in_place(*arrays):
-    "Whether all `arrays` that are not None can be changed by a kernel."
-    given = [a for a in arrays if a is not None]
-    return _fits(*given) and all(_is_plain(a) for a in given)
+def _in_place(p, g, *others):
+    "Whether a kernel can change `p` and the `others` that are not None, all shaped as `g` is."
+    given = [p, *(a for a in others if a is not None)]
+    alike = g.shape == p.shape and all(a.shape == p.shape for a in given)
+    return alike and _fits(*given) and all(_is_plain(a) for a in given)
 
 
 def _number(value, dtype):
@@ -369,7 +370,7 @@ def adam(
     maximize=False,
 ):
     "One step of Adam or AdamW in one pass."
-    if not _in_place(p, m, v, largest):
+    if not _in_place(p, g, m, v, largest):
         return _adam.rule(
             p, g, m, v, t, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
             decoupled=decoupled, largest=largest, maximize=maximize,
@@ -401,7 +402,7 @@ def sgd(
 ):
     "One step of stochastic gradient descent, with momentum or without, in one pass."
     buffer = buffer if momentum else None
-    if not _in_place(p, buffer):
+    if not _in_place(p, g, buffer):
         return _sgd.rule(
             p, g, buffer, first, lr=lr, momentum=momentum, dampening=dampening,
             weight_decay=weight_decay, nesterov=nesterov, maximize=maximize,

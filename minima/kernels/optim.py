@@ -49,12 +49,12 @@ def _adam_loop(
         p[i] = w - mean / (np.sqrt(square) + eps) * rate
 
 # %% ../../nbs/71_kernels_optim.ipynb #0b037a58
-def _in_place(p, *others):
-    "Whether a loop can change `p` and the `others` that are not None, all of one dtype."
-    for a in others:
-        if a is not None and not (a.dtype == p.dtype and a.flags.carray):
+def _in_place(p, g, *others):
+    "Whether a loop can change `p` and the `others` that are not None, all of one kind, as `g` is."
+    for a in (g, *others):
+        if a is not None and not (a.dtype == p.dtype and a.shape == p.shape):
             return False
-    return _fits(p)
+    return all([_fits(a) for a in (p, *others) if a is not None])
 
 
 def _line(a):
@@ -80,7 +80,7 @@ def adam(
     maximize=False,
 ):
     "One step of Adam or AdamW in one pass."
-    if g.dtype != p.dtype or not _in_place(p, m, v, largest):
+    if not _in_place(p, g, m, v, largest):
         return _adam.rule(
             p, g, m, v, t, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay,
             decoupled=decoupled, largest=largest, maximize=maximize,
@@ -129,7 +129,7 @@ def sgd(
 ):
     "One step of stochastic gradient descent, with momentum or without, in one pass."
     buffer = buffer if momentum else None
-    if g.dtype != p.dtype or not _in_place(p, buffer):
+    if not _in_place(p, g, buffer):
         return _sgd.rule(
             p, g, buffer, first, lr=lr, momentum=momentum, dampening=dampening,
             weight_decay=weight_decay, nesterov=nesterov, maximize=maximize,

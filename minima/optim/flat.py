@@ -85,7 +85,7 @@ class Bundle:
         self.parts = self.pieces + [state[name] for state in self.states for name in arrays]
         size = self.flat.size
         step = CHUNK if self.backend.piecewise else size
-        spans = [slice(i, min(i + step, size)) for i in range(0, size, step)]
+        spans = [slice(i, i + step) for i in range(0, size, step)]
         self.chunks = [(s, self.flat[s], {k: a[s] for k, a in arrays.items()}) for s in spans]
         self.whole = [(slice(size), self.flat, arrays)]
 
