@@ -8,7 +8,7 @@ import pytest
 
 from minima import nn, optim
 from minima.autograd import Tensor, grad, tensor
-from minima.backend import Kernels, numpy_backend
+from minima.backend import Kernels, _switch, numpy_backend
 from minima.optim import flat
 from minima.optim.optimizers import _sgd
 
@@ -248,6 +248,28 @@ def test_a_gradient_of_another_shape_counts_as_it_is():
     pair.check()
 
 
+def test_who_has_taken_as_many_steps_goes_together_whatever_the_order_of_names():
+    pair = adam()
+    pair.step([0, 1, 2])
+    pair.step()
+    assert pair.bundles() == [3, 3]
+    for o, params in zip(pair.optimizers, pair.sets, strict=True):
+        o.state[params[1]] = dict(reversed(o.state[params[1]].items()))
+    pair.step()
+    assert pair.bundles() == [3, 3]
+    pair.check()
+
+
+def test_a_walk_back_through_what_a_step_has_changed_is_refused():
+    pair = adam()
+    pair.step()
+    p = pair.sets[0][0]
+    y = (p * p).sum()
+    pair.step()
+    with pytest.raises(RuntimeError, match=r"an optimizer's step\(\)"):
+        y.backward()
+
+
 def test_settings_that_ask_for_more_memory_in_the_middle():
     pair = Pair(optim.SGD, {})
     pair.step()
@@ -342,7 +364,10 @@ def matmul():
         return xp.matmul(x, w), lambda g: xp.matmul(g, w.T), lambda g: xp.matmul(x.T, g)
 
     matmul.kernel("cpu")(product)
-    return matmul
+    before = Kernels.on
+    _switch(True)
+    yield matmul
+    _switch(before)
 
 
 class Home:

@@ -234,6 +234,17 @@ def test_the_compiled_norm_gives_the_numbers_of_its_rule(shape, axis):
                 np.testing.assert_allclose(q, p, atol=1e-12)
 
 
+@pytest.mark.skipif(norms is None, reason="numba is not installed, so nothing is compiled")
+@pytest.mark.parametrize(
+    "p, threshold",
+    [(1 / 65536, 1), (0.1, 6554), (1 / 3, 21845), (0.9, 58982), (1 - 1e-9, 65535), (1.0, 65535)],
+)
+def test_a_number_is_dropped_if_16_bits_are_below_a_threshold(p, threshold):
+    draw = words(1, 2)
+    found, *numbers = norms._as_numbers((p, draw))
+    assert found is draw and numbers == [threshold, 1 / (1 - p) if p < 1 else 0.0]
+
+
 def _summed(g, shape):
     "What the engine makes of the gradient `g` of something broadcast from `shape`."
     g = g.sum(axis=tuple(range(g.ndim - len(shape))))

@@ -172,6 +172,16 @@ def test_nan_in_scores_is_nan_in_the_loss_and_stays_in_its_row(dtype):
     compare("cross_entropy", [masked, np.array([0, 1, 3, 4])], {})
 
 
+@pytest.mark.parametrize(
+    "dtype, x, rtol", [("float32", [-87, -60, -9], 1e-6), ("float64", [-705, -100, -87, -9], 1e-13)]
+)
+def test_far_out_there_are_as_many_digits(dtype, x, rtol):
+    x = np.array([*x, 0], dtype)
+    expected = np.exp(x.astype("float64"))
+    np.testing.assert_allclose(cpu.sigmoid(xp, x)[0], expected / (1 + expected), rtol=rtol)
+    np.testing.assert_allclose(cpu.softmax(xp, x)[0], expected / expected.sum(), rtol=rtol)
+
+
 def test_a_probability_of_zero_is_zero():
     y, _ = cpu.softmax(xp, np.array([[0, -np.inf, -1e4, 0]], "float32"))
     assert y.tolist() == [[0.5, 0, 0, 0.5]]
@@ -215,6 +225,13 @@ def test_a_wrong_label_is_an_error_and_nothing_is_read_there():
         ops.cross_entropy(scores, [0, 1])
 
 
+def test_scores_of_other_shapes_are_left_to_numpy(monkeypatch):
+    monkeypatch.setattr(cpu.in_place, "cross_entropy", lambda *a, **how: "left")
+    scores, labels = np.ones((3, 2, 4), "float32"), np.zeros(3, int)
+    assert cpu.cross_entropy(xp, scores, labels) == "left"
+    assert cpu.cross_entropy(xp, scores[0], labels[:2])[0] == np.log(np.float32(4))
+
+
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int32", "int64", "uint16"])
 def test_labels_are_any_integers(kind):
     rng = np.random.default_rng(0)
@@ -239,6 +256,15 @@ def test_dropout_drops_what_the_mask_says(p, shape):
         keep = keep_mask(shape, p, seed, offset)
         assert np.array_equal(y, ops.dropout.rule(xp, x, keep, p=p)[0])
         assert np.array_equal(pull(x), y)
+
+
+def test_dropout_is_the_loops(monkeypatch):
+    loop, calls = cpu._dropout, []
+    monkeypatch.setattr(cpu, "_dropout", lambda *a: calls.append(a) or loop(*a))
+    draw = np.array([1, 2], np.uint64)
+    for p in (0, 1 / 65536, 0.5, 65535 / 65536, 1):
+        cpu.dropout_by_draw(xp, np.ones(3, "float32"), draw, p=p)
+    assert [threshold for *_, threshold, _ in calls] == [1, 32768, 65535]
 
 
 def test_nothing_or_all_is_dropped_by_the_rule():

@@ -11,6 +11,10 @@ REPLACED = "parameters that are made are replaced at once"
 FEWER_BLOCKS = "no mask has 2**35 numbers"
 AT_HOME = "on the CPU, NumPy's arrays are at home already"
 MASKS = "NumPy multiplies by a mask as by numbers; not every library does"
+WIDER = "computed in double precision, and then rounded"
+AT_IMPORT = "done when the module is imported, which is before a change can be made"
+CHUNKS = "pieces fit into a cache; the numbers are the same"
+GROWN = "what is remembered is laid out again, with the same numbers"
 ALIKE = "all in a bundle are alike"
 ONE_MORE_LOOP = "another type or layout is one more loop to compile, with the same numbers"
 DISCARDED = "of a rule that is read on Tensors only the pullbacks are used"
@@ -121,6 +125,14 @@ EQUIVALENT = {
     "operators.fused._Gate.open: xp.asarray(0.0) -> (-xp.asarray(0.0))": NO_VALUE,
     "operators.fused._Gate.open: xp.asarray(0.0) -> 0.0": NO_VALUE,
     "operators.fused._Gate.open: xp.asarray(0.0) -> xp.asarray(1.0)": NO_VALUE,
+    "operators.fused.rows_parts: lru_cache(lambda dtype: dtype.isnative and dtype.name in dtypes) "
+    "-> (lambda dtype: dtype.isnative and dtype.name in dtypes)": REMEMBERED,
+    "operators.fused._is_plain: flags.carray if hasattr(flags, \"carray\") else flags.c_contiguous "
+    "-> flags.carray": AT_HOME,
+    "operators.fused._is_plain: flags.carray if hasattr(flags, \"carray\") else flags.c_contiguous "
+    "-> flags.c_contiguous": ONE_MORE_LOOP,
+    "operators.fused.register_parts: _norm_and_sum.kernel(backend)(both) -> "
+    "(False and _norm_and_sum.kernel(backend)(both))": AT_IMPORT,
     "operators.fused.rows_parts: last[0] -> last": REMEMBERED,
     "operators.fused.rows_parts: last[0] -> last[1]": REMEMBERED,
     "operators.fused.rows_parts: last[1] -> last": REMEMBERED,
@@ -197,6 +209,31 @@ EQUIVALENT = {
     "optim.flat.Bundle.is_whole: self.parts[0] -> self.parts[1]": ALIKE,
     "optim.flat.Bundle.is_whole: p.grad.array is not p._home and not _fits(p) -> (not _fits(p))":
         FOR_SPEED,
+    "optim.flat.Bundle.step: self.backend.follow(self.flat) -> "
+    "(False and self.backend.follow(self.flat))": AT_HOME,
+    "optim.flat.Bundle.step: self.backend.follow(self.flat) -> self.flat": AT_HOME,
+    "optim.flat.Bundle.step: kernels is not None and kernels.find(self.backend.name) -> "
+    "(kernels is not None)": CHUNKS,
+    "optim.flat.Bundle.step: kernels.find(self.backend.name) -> self.backend.name": CHUNKS,
+    "optim.flat.Bundle.step: self.whole if compiled else self.chunks -> self.whole": CHUNKS,
+    "optim.flat.Bundle.step: len(after[-1]) != len(arrays) + len(self.numbers) -> True": GROWN,
+    "optim.flat.Bundle.step: len(after[-1]) -> after[-1]": GROWN,
+    "optim.flat.Bundle.step: after[-1] -> after (2)": GROWN,
+    "optim.flat.Bundle.step: -1 -> 0 (2)": ALIKE,
+    "optim.flat.Bundle.step: -1 -> 0 (3)": ALIKE,
+    "optim.flat.Bundle.step: len(arrays) + len(self.numbers) -> "
+    "(len(arrays) - len(self.numbers))": GROWN,
+    "optim.flat.Bundle.step: len(arrays) + len(self.numbers) -> len(arrays)": GROWN,
+    "optim.flat.Bundle.step: len(arrays) + len(self.numbers) -> len(self.numbers)": GROWN,
+    "optim.flat.Bundle.step: self.numbers -> True": FOR_SPEED,
+    "optim.flat.Bundle._gather: p.grad.array is not p._home -> True": FOR_SPEED,
+    "optim.flat.Bundle._gather: not strays -> False": FOR_SPEED,
+    "optim.flat.Bundle._grow: -1 -> 0": ALIKE,
+    "optim.flat.Bundle._grow: self._remember() -> (False and self._remember())":
+        "the bundle is not whole, and made again",
+    "optim.flat.Bundles.step: _bundled(ready) if len(ready) > 1 else () -> _bundled(ready)":
+        FOR_SPEED,
+    "optim.flat.Bundles.step: len(ready) > 1 -> (len(ready) >= 1)": FOR_SPEED,
     # what numba compiles
     "kernels.optim._adam_loop: most >= square -> (most > square)": "of equals, either",
     "kernels.optim._line: a is None or a.ndim == 1 -> (a is None)": FOR_SPEED,
@@ -211,11 +248,25 @@ EQUIVALENT = {
     "kernels.optim.sgd: 1.0 * lr -> lr": ONE_MORE_LOOP,
     "kernels.norms._backward: len(x) if residual is not None else 1 -> "
     "len(x) if residual is not None else 2": SAME_MEMORY,
+    "kernels.cpu._peak_of: word(words[j] ^ ((words[j] >> last) & but_sign)) -> "
+    "(words[j] ^ words[j] >> last & but_sign)": "in a wider word, the same number",
+    "kernels.cpu._exp_of: real(1.5 * 2**bits) -> (1.5 * 2 ** bits)": WIDER,
+    "kernels.cpu._exp_of: real(0) -> 0": WIDER,
+    "kernels.cpu._dropout: x.dtype.type(0) -> 0": WIDER,
+    "kernels.cpu.total_of: x.dtype.type(0) -> 0": WIDER,
+    "kernels.cpu.leaky_relu: float(negative_slope) -> negative_slope": ONE_MORE_LOOP,
+    "kernels.cpu._kernel: op.kernel(\"cpu\")(function) -> function":
+        AT_IMPORT,
+    "kernels.cpu.tanh: xp.tanh(a, out=xp.empty_like(a)) -> xp.tanh(a)":
+        "the engine makes an array of a scalar",
+    "kernels.norms._forward_rows: x.dtype.type(0) -> 0": WIDER,
+    "kernels.norms._forward_rows: max(total / dim - (rest / dim) ** 2, zero) -> "
+    "(total / dim - (rest / dim) ** 2)": "no more than a rounding is below zero, and eps is more",
     "kernels.norms._row: a.astype(a.dtype, order=\"C\") -> a.astype(a.dtype)":
         "a row of numbers has one order",
     "kernels.norms._forward_rows: x.shape[1] // 8 -> x.shape[1]": SAME_MEMORY,
-    "kernels.norms._forward_rows: x.dtype.type(eps) -> eps": "computed wider, and then rounded",
-    "kernels.norms._fill: out.dtype.type(0) -> 0": "a wider product is rounded to the same number",
+    "kernels.norms._forward_rows: x.dtype.type(eps) -> eps": WIDER,
+    "kernels.norms._fill: out.dtype.type(0) -> 0": WIDER,
     "kernels.norms._backward_rows: least > 0 -> (least >= 0) (2)": FOR_SPEED,
     # GPUs
     "gpu.cublas.Cublas.matmul: a.dtype if a.dtype == b.dtype else "
