@@ -39,7 +39,7 @@ def planned(function, *arrays, fuses=True):
     found = function(recorder.xp, *given)
     recorder.tape = None
     outs = [a.number for a in (found if isinstance(found, tuple) else (found,))]
-    plan = Plan(tape, [a.number for a in given], outs, [], True, fuses)
+    plan = Plan(tape, [a.number for a in given], outs, [], True, *[True] * fuses)
     plan.parameters = [(a.number, True) for a in given]
     plan.write([], [])
     return plan

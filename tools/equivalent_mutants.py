@@ -206,9 +206,7 @@ EQUIVALENT = {
     # optim.flat
     "optim.flat.Bundle.__init__: params[0] -> params[1]": ALIKE,
     "optim.flat.Bundle._remember: self.states[0] -> self.states[1]": ALIKE,
-    "optim.flat.Bundle.is_whole: self.parts[0] -> self.parts[1]": ALIKE,
-    "optim.flat.Bundle.is_whole: p.grad.array is not p._home and not _fits(p) -> (not _fits(p))":
-        FOR_SPEED,
+    "optim.flat.Bundle.is_whole: p.grad.array is p._home or _fits(p) -> _fits(p)": FOR_SPEED,
     "optim.flat.Bundle.step: self.backend.follow(self.flat) -> "
     "(False and self.backend.follow(self.flat))": AT_HOME,
     "optim.flat.Bundle.step: self.backend.follow(self.flat) -> self.flat": AT_HOME,

@@ -51,7 +51,7 @@ from run_notebooks import THREADS
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPREHENSION = re.compile(r"\.<(?:gen|list|set|dict)(?:expr|comp)>")  # in a function's name
-COMPILED = re.compile(r"\.kernels\.(compiling|cpu|linear|norms|optim)$")  # modules with loops
+COMPILED = re.compile(r"\.(kernels\.(compiling|cpu|linear|norms|optim)|capture\.(fusion|runs))$")
 KERNELS = re.compile(r"\.(kernels\.\w+|nn\.blockwise|operators\.fused)$")  # modules with kernels
 COMPILING = 60  # CPU seconds that a test may need for it
 ELSEWHERE = "house notebooks readme mutate".split()  # tests of other things than functions
