@@ -112,8 +112,9 @@ def _drop(drop):
     "The draw, the threshold and the scale, as kernels take them."
     if drop is None:
         return None, np.uint32(0), np.float32(1)
-    p, draw = drop
-    return draw, np.uint32(round(p * 65536)), np.float32(1 / (1 - p) if p < 1 else 0)
+    (p, draw), most = drop, 65536
+    least = round(p * most)
+    return draw, np.uint32(least), np.float32(1 / (1 - p) if least < most else 0)
 
 
 def _forward(xp, x, residual, weight, bias, drop, eps, z):

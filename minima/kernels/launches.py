@@ -47,16 +47,16 @@ BENDS = {
     "gelu": "Gelu",
     "gelu by tanh": "GeluByTanh",
 }
-HELD = (8,), (16,)  # how many numbers of a row a thread may hold in registers
+HELD = (8, "false"), (16, "false")  # numbers of a row in registers; whether surely as many
 _ONE_OR_PACK = (1,), ("pack",)
 _BENT = [(bend, n) for bend in BENDS.values() for n in (1, "pack")]
 _LOG_OR_NOT = [(n, log) for n in (1, "pack") for log in ("false", "true")]
 
 KERNELS = {  # by file, then by kernel: what its template takes behind the type
     "norm": {
-        "norm_forward": HELD,
+        "norm_forward": (*HELD, ("packs", "true")),
         "norm_forward_any": [()],
-        "norm_backward": HELD,
+        "norm_backward": (*HELD, (16, "true")),
         "norm_backward_any": [()],
         "add_parts": [()],
     },
@@ -85,7 +85,8 @@ def instance(
     *how,  # what its template takes behind the type
 ) -> str:
     "The name of a kernel made for a type, as C++ spells it."
-    words = [TYPES[dtype], *(str(pack(dtype) if word == "pack" else word) for word in how)]
+    known = {"pack": pack(dtype), "packs": 4 * pack(dtype)}
+    words = [TYPES[dtype], *(str(known.get(word, word)) for word in how)]
     return f"{kernel}<{', '.join(words)}>"
 
 
@@ -151,10 +152,20 @@ def width(
     return size if cols % size == 0 and all(a % 16 == 0 for a in addresses) else 1
 
 
-def _held(cols):
-    "Numbers for a thread, and warps, to hold a row of `cols` in registers; None if it is too long."
-    plans = [(8, 1), *((16, warps) for warps in (1, 2, 4, 8, 16))]
-    return next(((held, warps) for held, warps in plans if cols <= 32 * warps * held), None)
+def _held(kernel, dtype, rows, cols, most, least):
+    "The instance that holds rows in registers, numbers for a thread, warps and rows; or None."
+
+    def plan(held):
+        warps = _over(cols, 32 * held)
+        return held, warps, max(1, least // warps)
+
+    held, warps, together = plan(most)
+    full = cols == 32 * warps * most and rows % together == 0  # every thread has all numbers
+    if not full:
+        held, warps, together = plan(8 if cols <= 256 else 16)
+    if cols > 8192:
+        return None
+    return instance(kernel, dtype, held, str(full).lower()), held, warps, together
 
 
 def _warps(cols, n):
@@ -164,14 +175,12 @@ def _warps(cols, n):
 # %% ../../nbs/72_launches.ipynb #196effeb
 def norm_forward(dtype, rows, cols, n) -> Shape:
     "Registers hold a row if `n`, what is moved at once, is a pack, and there are enough of them."
-    held = _held(cols) if n > 1 else None
+    held = _held("norm_forward", dtype, rows, cols, 4 * pack(dtype), 4) if n > 1 else None
     if held is None:
         warps = _warps(cols, 1)
         return Shape(instance("norm_forward_any", dtype), (rows,), (32 * warps, 1), 8 * warps)
-    (numbers, warps), together = held, max(1, 4 // held[1])
-    block = 32 * warps, together
-    name = instance("norm_forward", dtype, numbers)
-    return Shape(name, (_over(rows, together),), block, 8 * warps * together)
+    name, _, warps, together = held
+    return Shape(name, (_over(rows, together),), (32 * warps, together), 8 * warps * together)
 
 
 def norm_backward(
@@ -183,16 +192,15 @@ def norm_backward(
     third=True,  # whether there is a third matrix to read, besides x and the cotangent of y
 ) -> Shape:
     "No more blocks than the GPU takes at once: each adds up its part of the sums over rows."
-    held = _held(cols) if n > 1 else None
+    held = _held("norm_backward", dtype, rows, cols, 16, 8) if n > 1 else None
     if held is None:
         warps = _warps(cols, 1)
         name, grid = instance("norm_backward_any", dtype), (min(rows, 2 * processors),)
         return Shape(name, grid, (32 * warps, 1), 8 * warps)
-    (numbers, warps), together = held, max(1, 8 // held[1])
-    blocks = min(_over(rows, together), processors * (2 if warps < 16 else 1))
+    name, numbers, warps, together = held
+    blocks = min(_over(rows, together), processors * (2 if warps <= 8 else 1))
     ahead = numbers * 16 // pack(dtype) * (3 if third else 2)  # bytes of the next row, per thread
     shared = max((32 * ahead + 8) * warps * together, 8 * cols if together > 1 else 0)
-    name = instance("norm_backward", dtype, numbers)
     return Shape(name, (blocks,), (32 * warps, together), shared)
 
 
