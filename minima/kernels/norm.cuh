@@ -7,8 +7,9 @@
 // blockDim.x threads share a row; each holds HELD of its numbers in registers, in packs. A warp
 // takes 32 HELD side by side, so that the compiler knows how far apart the packs of a thread are.
 // FULL says that every thread has a row and HELD numbers of it, so that none need be looked for.
+// The bounds: at most so many threads a block; and blocks, for which a processor has registers.
 template <class T, int HELD, bool FULL>
-__global__ void __launch_bounds__(512) norm_forward(
+__global__ void __launch_bounds__(8192 / HELD, HELD < 32 ? HELD / 8 : 3) norm_forward(
     const T* x, const T* residual, const T* weight, const T* bias,
     const Word64* draw, unsigned threshold, float scale, float eps,
     int rows, int cols, T* z, T* y, float* mean, float* factor) {
@@ -21,7 +22,7 @@ __global__ void __launch_bounds__(512) norm_forward(
   long long start = (long long)row * cols + col;
   auto has = [&](int i) { return FULL || i * APART < ours; };
 
-  Pack<T, N> a[PACKS], b[PACKS];
+  Pack<T, N> a[PACKS] = {}, b[PACKS];
 #pragma unroll
   for (int i = 0; i < PACKS; i++)  // all loads first, so that they are under way together
     if (has(i)) a[i] = load<N>(x + start + i * APART);
@@ -30,17 +31,17 @@ __global__ void __launch_bounds__(512) norm_forward(
     for (int i = 0; i < PACKS; i++)
       if (has(i)) b[i] = load<N>(residual + start + i * APART);
 
-  float v[PACKS][N] = {};  // each step goes over all packs, so that it asks only once
-#pragma unroll
-  for (int i = 0; i < PACKS; i++)
-    for (int j = 0; j < N; j++)
-      if (has(i)) v[i][j] = wide(a[i].at[j]);
+  float v[PACKS][N];  // each step goes over all packs, so that it asks only once
   if (draw)
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
-      unsigned bits = kept<N>(drop, start + i * APART);
-      for (int j = 0; j < N; j++) v[i][j] = dropped(v[i][j], bits, j, drop);
+      unsigned bits = kept<N>(drop, start + i * APART);  // while the loads are under way
+      for (int j = 0; j < N; j++) v[i][j] = dropped(wide(a[i].at[j]), bits, j, drop);
     }
+  else
+#pragma unroll
+    for (int i = 0; i < PACKS; i++)
+      for (int j = 0; j < N; j++) v[i][j] = wide(a[i].at[j]);
   if (residual)
 #pragma unroll
     for (int i = 0; i < PACKS; i++)
@@ -57,7 +58,8 @@ __global__ void __launch_bounds__(512) norm_forward(
       if (has(i)) store(z + start + i * APART, out);
     }
 
-  // Distances from the first number of a thread: small and exact if the row is far from zero.
+  // Distances from the first number of a thread: exact if the row is narrow and far from zero, and
+  // so near to each other that squares can be summed before the mean is known.
   float first = v[0][0], count = 0, sum = 0, squares = 0;
 #pragma unroll
   for (int i = 0; i < PACKS; i++) {
