@@ -57,6 +57,7 @@ def gpu_script(monkeypatch):
     "benchmarks/gpu.py as a module."
     folder = Path(__file__).parent.parent / "benchmarks"
     monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.setenv("MINIMA_NUMBA", os.environ.get("MINIMA_NUMBA", "1"))  # which it sets
     spec = spec_from_file_location("gpu_script", folder / "gpu.py")
     module = module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,10 +1,19 @@
 "Random programs of operators, which the tests of capture and of fusion share."
 
 import numpy as np
+import pytest
 from hypothesis import strategies as some
 
 import minima as mi
 from minima import operators as ops
+from minima.capture.fusion import can_fuse
+
+
+def skip_unless_fused():
+    "Skip a test, or a module of them, where nothing is fused."
+    if not can_fuse():
+        why = "no numba, or MINIMA_NUMBA=0, so nothing is fused"
+        pytest.skip(why, allow_module_level=True)
 
 
 def numbers(*shape, seed=0):

@@ -6,6 +6,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from programs import skip_unless_fused
 import minima as mi
 from minima import nn, optim
 from minima import operators as ops
@@ -143,7 +144,7 @@ def test_what_was_written_is_put_back_in_the_reverse_order():
 
 
 def test_the_loops_of_a_plan_hold_no_arrays():
-    pytest.importorskip("numba", reason="numba is not installed, so nothing is fused")
+    skip_unless_fused()
     w = mi.Tensor(np.ones(300))
     step = mi.capture(lambda x: ops.exp(x * w + 1) * 3 - x, fuse=True)
     for _ in range(3):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from programs import skip_unless_fused
 from test_capture import agree, batches, capture, equal, made, numbers, reading, small
 
 import minima as mi
@@ -320,7 +321,7 @@ def test_numbers_of_libraries_stay_what_they_are():
 
 def test_numbers_in_fused_loops():
     "They are arguments of a loop, so none is compiled anew."
-    pytest.importorskip("numba", reason="numba is not installed, so nothing is fused")
+    skip_unless_fused()
 
     def make():
         mi.manual_seed(0)

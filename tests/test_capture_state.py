@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from programs import skip_unless_fused
 from test_capture import (
     OPTIMIZERS,
     Remembering,
@@ -51,7 +52,9 @@ FUSE = pytest.mark.parametrize("fuse", [False, True])
 
 def fused(fuse):
     "`fuse`, where there is a compiler."
-    return pytest.importorskip("numba") and True if fuse else False
+    if fuse:
+        skip_unless_fused()
+    return fuse
 
 
 # ---- layers that decide, or count ----

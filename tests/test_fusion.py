@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from programs import numbers, random_program
+from programs import numbers, random_program, skip_unless_fused
 from test_capture import KINDS, LOSSES, MODELS, OPTIMIZERS, batches, equal, small, training
 
 import minima as mi
@@ -20,7 +20,9 @@ from minima import nn, optim
 from minima import operators as ops
 from minima.backend import Kernels, kernels_off
 
-numba = pytest.importorskip("numba", reason="numba is not installed, so nothing is fused")
+skip_unless_fused()
+
+import numba
 
 from minima.capture import fusion, runs
 from minima.capture.plan import Plan
@@ -403,7 +405,9 @@ def test_it_is_fused_where_kernels_are_compiled(monkeypatch):
     with kernels_off():
         assert not chained().plan.fused and chained(True).plan.fused
     monkeypatch.setattr(Kernels, "compiled", False)
-    assert not chained().plan.fused and chained(True).plan.fused
+    assert not chained().plan.fused
+    with pytest.raises(ImportError, match="MINIMA_NUMBA"):
+        chained(True)
 
 
 def test_without_a_compiler_it_is_not_fused(monkeypatch):

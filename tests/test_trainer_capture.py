@@ -11,6 +11,7 @@ import test_trainer_resume as trainings
 from test_methods_resume import METHODS
 from test_trainer_resume import OPTIMIZERS, last
 
+from programs import skip_unless_fused
 import minima as mi
 from minima import algorithms, nn, optim
 from minima.__main__ import main
@@ -444,6 +445,7 @@ def test_the_command_line_says_the_same_with_it(capsys):
 
 
 def test_fused_it_learns_the_same_up_to_rounding():
+    skip_unless_fused()
     plain, fused = make(capture=False), make(capture="fused")
     plain.fit(), fused.fit()
     for a, b in zip(plain.state.model.parameters(), fused.state.model.parameters()):

@@ -38,6 +38,7 @@ from types import ModuleType
 
 import numpy as np
 
+from ..backend import Kernels
 from .recorded import _ALLOCATING, Instruction, Number, Ref
 from .runs import _MOVES, _TYPES, Run, _memory
 
@@ -185,7 +186,8 @@ def _indented(lines):
 
 _HEAD = """import numpy as np
 
-from minima.kernels.cpu import OUT, _exp, compiled, total_of
+from minima.kernels.compiling import OUT, compiled
+from minima.kernels.cpu import _exp, total_of
 
 
 @compiled()
@@ -248,7 +250,9 @@ def _tidy(folder):
 
 
 def can_fuse():
-    "Whether there is a compiler."
+    "Whether there is a compiler, and `MINIMA_NUMBA=0` does not forbid it."
+    if not Kernels.compiled:
+        return False
     try:
         import_module("minima.kernels.cpu")
     except ImportError:

@@ -267,7 +267,7 @@ class Captured:
 
     def fuses(self):
         "Whether a plan that is made now is fused."
-        return Kernels.compiled and Kernels.on and can_fuse() if self.fuse is None else self.fuse
+        return Kernels.on and can_fuse() if self.fuse is None else self.fuse
 
     def _anew(self, key, tensors, run):
         "Run the function as it is; or record it, if it finds everything as it was left by that."
@@ -376,5 +376,7 @@ def capture(
     if function is None:
         return partial(capture, fallback=fallback, check=check, keep=keep, fuse=fuse)
     if fuse and not can_fuse():
-        raise ImportError("fuse=True needs numba: pip install 'minima[fast]'")
+        raise ImportError(
+            "fuse=True needs numba: pip install 'minima[fast]', and no MINIMA_NUMBA=0"
+        )
     return Captured(function, fallback, check, keep, fuse)

@@ -21,7 +21,7 @@ What is left out: updates that look at shapes, such as a norm per matrix. They g
 """
 
 # %% ../../nbs/32_flat.ipynb #f12e23fe
-from operator import eq, is_
+from operator import is_
 from sys import getrefcount
 
 from ..autograd import wrap
@@ -46,11 +46,6 @@ def _fits(p):
     return g.shape == array.shape and g.dtype == array.dtype
 
 # %% ../../nbs/32_flat.ipynb #5c912a25
-def _are(alike, parts, state):
-    "Whether each of `parts`, by its name, is `alike` to what `state` has by that name."
-    return all(map(alike, map(state.get, parts), parts.values()))
-
-
 CHUNK = 32768  # numbers at a time: 128 kB each of a parameter, its gradient and two means of Adam
 
 
@@ -79,13 +74,15 @@ class Bundle:
 
     def _remember(self):
         "Join the arrays in the states, too, and lay out the chunks."
-        first, arrays, self.parts = self.states[0], {}, [{} for _ in self.states]
+        first, arrays = self.states[0], {}
         self.numbers = {name: v for name, v in first.items() if not hasattr(v, "shape")}
         for name in first.keys() - self.numbers.keys():
             each = [state[name] for state in self.states]
             arrays[name], pieces = self.backend.side_by_side(each)
-            for state, parts, piece in zip(self.states, self.parts, pieces):
-                state[name] = parts[name] = piece
+            for state, piece in zip(self.states, pieces):
+                state[name] = piece
+        self.names = [*arrays]
+        self.parts = self.pieces + [state[name] for state in self.states for name in arrays]
         size = self.flat.size
         step = CHUNK if self.backend.piecewise else size
         spans = [slice(i, min(i + step, size)) for i in range(0, size, step)]
@@ -97,15 +94,18 @@ class Bundle:
         ready,  # parameters that have gradients, and their states, as they are now
     ):
         "Whether parameters and states are as this bundle left them, and gradients fit them."
-        numbers, size = self.numbers, len(self.numbers) + len(self.parts[0])
-        for p, piece, state, parts in zip(self.params, self.pieces, self.states, self.parts):
-            if ready.get(p) is not state or p.array is not piece or len(state) != size:
-                return False
-            if p.grad.array is not p._home and not _fits(p):
-                return False
-            if not (_are(is_, parts, state) and _are(eq, numbers, state)):
-                return False
-        return True
+        params, states, numbers = self.params, self.states, self.numbers
+        if not all(map(is_, map(ready.get, params), states)):
+            return False
+        arrays = [p.array for p in params]
+        arrays += [state.get(name) for state in states for name in self.names]
+        same = [state.get(name) for state in states for name in numbers]
+        return (
+            all(map(is_, arrays, self.parts))
+            and same == [*numbers.values()] * len(states)
+            and {*map(len, states)} == {len(numbers) + len(self.names)}
+            and all([p.grad.array is p._home or _fits(p) for p in params])
+        )
 
     def step(
         self,

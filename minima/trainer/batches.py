@@ -66,6 +66,8 @@ def parts(
     n,  # into how many
 ) -> list:
     "`batch` in `n` pieces, nearly equal, as (part, its share of the rows); none is empty."
+    if n == 1:
+        return [(batch, 1.0)]
     size = rows(batch)
     edges = [size * i // n for i in range(n + 1)]
     spans = [(a, b) for a, b in zip(edges, edges[1:]) if a < b]
