@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from compile_kernels import ARCHITECTURES, compiled, compiler
+from compile_kernels import ARCHITECTURES, compiled, compiler, counted, disassembler
 
 import minima as mi
 from minima import backend, nn
@@ -148,33 +148,50 @@ def test_a_bias_is_a_row(shapes, activation, fits):
 
 
 SHAPES_OF = [
-    (launches.norm_forward("float32", 10, 200, 4), ("norm_forward<float, 8>", (3,), (32, 4), 32)),
-    (launches.norm_forward("float32", 10, 256, 4), ("norm_forward<float, 8>", (3,), (32, 4), 32)),
+    (launches.norm_forward("float32", 10, 200, 4),
+     ("norm_forward<float, 8, false>", (3,), (32, 4), 32)),
+    (launches.norm_forward("float32", 10, 256, 4),
+     ("norm_forward<float, 8, false>", (3,), (32, 4), 32)),
     (launches.norm_forward("float32", 9, 257, 1), ("norm_forward_any<float>", (9,), (96, 1), 24)),
-    (launches.norm_forward("float16", 9, 264, 8), ("norm_forward<__half, 16>", (3,), (32, 4), 32)),
-    (launches.norm_forward("float32", 9, 1024, 4), ("norm_forward<float, 16>", (5,), (64, 2), 32)),
-    (launches.norm_forward("bfloat16", 9, 2048, 8),
-     ("norm_forward<__nv_bfloat16, 16>", (9,), (128, 1), 32)),
-    (launches.norm_forward("float32", 9, 4096, 4), ("norm_forward<float, 16>", (9,), (256, 1), 64)),
+    (launches.norm_forward("float16", 9, 264, 8),
+     ("norm_forward<__half, 16, false>", (3,), (32, 4), 32)),
+    (launches.norm_forward("float32", 9, 1024, 4),
+     ("norm_forward<float, 16, false>", (5,), (64, 2), 32)),
+    (launches.norm_forward("bfloat16", 10, 2048, 8),
+     ("norm_forward<__nv_bfloat16, 32, true>", (5,), (64, 2), 32)),
+    (launches.norm_forward("float32", 9, 4096, 4),
+     ("norm_forward<float, 16, true>", (9,), (256, 1), 64)),
     (launches.norm_forward("float32", 9, 8192, 4),
-     ("norm_forward<float, 16>", (9,), (512, 1), 128)),
+     ("norm_forward<float, 16, true>", (9,), (512, 1), 128)),
+    (launches.norm_forward("float16", 9, 2048, 8),
+     ("norm_forward<__half, 16, false>", (9,), (128, 1), 32)),
+    (launches.norm_forward("float16", 9, 1536, 8),
+     ("norm_forward<__half, 16, false>", (9,), (96, 1), 24)),
+    (launches.norm_forward("float16", 8, 1024, 8),
+     ("norm_forward<__half, 32, true>", (2,), (32, 4), 32)),
+    (launches.norm_forward("float32", 9, 1536, 4),
+     ("norm_forward<float, 16, true>", (9,), (96, 1), 24)),
+    (launches.norm_backward("float32", 9, 4608, 4, 132),
+     ("norm_backward<float, 16, true>", (9,), (288, 1), 55368)),
+    (launches.norm_backward("float32", 999, 4608, 4, 132),
+     ("norm_backward<float, 16, true>", (132,), (288, 1), 55368)),
     (launches.norm_forward("float32", 9, 8196, 4),
      ("norm_forward_any<float>", (9,), (1024, 1), 256)),
     (launches.norm_forward("float32", 9, 129, 1), ("norm_forward_any<float>", (9,), (64, 1), 16)),
     (launches.norm_backward("float32", 10, 200, 4, 132, False),
-     ("norm_backward<float, 8>", (2,), (32, 8), 16448)),
+     ("norm_backward<float, 8, false>", (2,), (32, 8), 16448)),
     (launches.norm_backward("float32", 10, 200, 4, 132),
-     ("norm_backward<float, 8>", (2,), (32, 8), 24640)),
+     ("norm_backward<float, 8, false>", (2,), (32, 8), 24640)),
     (launches.norm_backward("float16", 9999, 512, 8, 132),
-     ("norm_backward<__half, 16>", (264,), (32, 8), 24640)),
+     ("norm_backward<__half, 16, false>", (264,), (32, 8), 24640)),
     (launches.norm_backward("float32", 9999, 1024, 4, 132),
-     ("norm_backward<float, 16>", (264,), (64, 4), 49216)),
+     ("norm_backward<float, 16, false>", (264,), (64, 4), 49216)),
     (launches.norm_backward("float32", 9999, 4096, 4, 132, False),
-     ("norm_backward<float, 16>", (264,), (256, 1), 32832)),
+     ("norm_backward<float, 16, true>", (264,), (256, 1), 32832)),
     (launches.norm_backward("float32", 9999, 8192, 4, 132),
-     ("norm_backward<float, 16>", (132,), (512, 1), 98432)),
+     ("norm_backward<float, 16, true>", (132,), (512, 1), 98432)),
     (launches.norm_backward("float16", 9999, 8192, 8, 132),
-     ("norm_backward<__half, 16>", (132,), (512, 1), 49280)),
+     ("norm_backward<__half, 16, true>", (132,), (512, 1), 49280)),
     (launches.norm_backward("float32", 9999, 8196, 4, 132),
      ("norm_backward_any<float>", (264,), (1024, 1), 256)),
     (launches.norm_backward("float32", 3, 13, 1, 132),
@@ -261,8 +278,23 @@ def test_norms_of_all_widths(launcher, cols, dtype):
     compare_norm(args, False, DTYPES[dtype])
     for name in launcher.names[:2]:
         assert ("any" in name) == (WIDTHS[cols] is None)
-    for shape in (launches.norm_forward, lambda *how: launches.norm_backward(*how, 3)):
-        assert WIDTHS[cols] in (None, shape(dtype, 3, cols, launches.pack(dtype)).block[0] / 32)
+    shape = launches.norm_backward(dtype, 3, cols, launches.pack(dtype), 3)
+    assert WIDTHS[cols] in (None, shape.block[0] / 32)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("given, p", [("", 0.0), ("rwb", 0.25)])
+@pytest.mark.parametrize("cols", [512, 1024, 1536, 8192])
+def test_rows_of_which_each_thread_has_all_its_numbers(launcher, cols, given, p, dtype):
+    for wants_z in (False, True):
+        args = norm_args((8, cols), dtype, given, p)
+        compare_norm(args, wants_z, DTYPES[dtype] * (4 if wants_z else 1))
+    forward, backward = (
+        [name for name in launcher.names if way in name] for way in ("_forward<", "_backward<")
+    )
+    of_four_packs = cols % (128 * launches.pack(dtype)) == 0
+    assert forward and all(("true" in name) == of_four_packs for name in forward)
+    assert backward and all("true" in name for name in backward)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -371,7 +403,7 @@ def test_masks_of_norms_are_those_of_the_cpu(launcher, cols):
     assert np.array_equal(by_x, np.where(keep, by_residual * 2, 0))
 
 
-@pytest.mark.parametrize("p", [1e-6, 0.25, 1.0])
+@pytest.mark.parametrize("p", [1e-6, 0.25, 1 - 1e-6, 1.0])
 def test_dropout_of_no_number_is_none_and_of_a_tiny_chance_scales(launcher, p):
     x = np.ones((2, 16), "float32")
     x[0], x[1, 3:6] = np.nan, (np.inf, -np.inf, -2)
@@ -410,6 +442,14 @@ def compare(name, arrays, settings, precision, g=None):
 
 
 SHAPES = [(1, 1), (3, 7), (2, 3, 64), (70, 10), (2, 1000), (3, 513), (9, 4104), (16,)]
+
+
+@pytest.mark.parametrize("cols", [100, 1000, 9000])
+def test_softmax_of_rows_far_below_zero(launcher, cols):
+    "Lanes that have no warp to speak for do not speak of 0."
+    a = (np.random.default_rng(0).normal(size=(3, cols)) - 1000).astype("float32")
+    compare("softmax", [a], {"axis": -1}, 3e-6)
+    compare("cross_entropy", [a, np.array([0, 5, 99])], {}, 3e-5)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -694,6 +734,26 @@ def test_all_instances_compile_and_fit_into_registers(file, architecture):
             assert facts.halves <= ("cross_entropy" in name), f"{name} moves halves one by one"
 
 
+MOST = {  # instructions for a number, all told
+    "norm_forward<float, 16, true>": 34,
+    "norm_forward<__half, 32, true>": 24,
+    "norm_forward<__nv_bfloat16, 32, true>": 25,
+    "norm_backward<float, 16, true>": 38,
+    "norm_backward<__half, 16, true>": 33,
+    "norm_backward<__nv_bfloat16, 16, true>": 35,
+}
+
+
+@pytest.mark.skipif(not disassembler(), reason="there is no nvdisasm: instructions are not counted")
+@pytest.mark.skipif(compiler() is None, reason="there is neither nvcc nor NVRTC: nothing compiles")
+def test_norms_take_few_instructions():
+    "Or memory would wait for them. Another compiler may take a few more."
+    counts = counted()
+    assert {*counts} == {*MOST}
+    for name, count in counts.items():
+        assert 10 < count < 1.1 * MOST[name], f"{name} takes {count:.1f} instructions for a number"
+
+
 def test_no_word_is_used_that_only_some_compilers_know():
     "NVRTC has no headers of C, and so none of their macros."
     assert not re.search(r"INFINITY|NAN|HUGE_VAL|printf|assert|#include <c[^u]", launches.source())
@@ -792,7 +852,11 @@ def norm_of_three_rows():
 
 
 def norm_of_many_short_rows():
-    compare_norm(norm_args((60, 512), "float32", "rwb", 0.25), True, 1e-5)
+    compare_norm(norm_args((64, 512), "float32", "rwb", 0.25), True, 1e-5)
+
+
+def norm_of_longer_rows():
+    compare_norm(norm_args((8, 2048), "float32", "rwb", 0.25), True, 1e-5)
 
 
 def softmax_of_two_rows():
@@ -812,7 +876,10 @@ def linear_of_many_rows():
 
 
 NO = "  __syncthreads();\n"
-ROW = "  int width = row < rows ? cols : 0;  // threads without a row still come to the barriers\n"
+ROW = (
+    "  int ours = row < rows ? cols - col : 0;"
+    "  // threads without a row still come to the barriers\n"
+)
 TURN = "    __syncthreads();\n  }\n  if (total == partial) return;\n"
 LAST_WARP = "  if (threadIdx.x / 32 + 1 < blockDim.x / 32) __syncthreads();\n"
 AGAIN = "  __syncthreads();  // or a quick row would write where a slow one still reads\n"
@@ -822,32 +889,35 @@ SHARED = "extern __shared__ __align__(16) float shared[];"
 SHORT = "(0xffffffffu, v, mask)", "(0x0000ffffu, v, mask)"
 ALL = {*ORDERS}
 IN_KERNELS = [  # instance, fault, what is replaced, by what, a computation, which orders notice
-    ("norm_forward<float, 16>", "no barrier", MEET, MEET.replace(NO, ""), norm_of_three_rows, ALL),
-    ("norm_backward<float, 16>", "no barrier", MEET, MEET.replace(NO, ""), norm_of_three_rows, ALL),
-    ("norm_backward<float, 16>", "no barrier between turns", TURN, TURN[20:], norm_of_three_rows,
+    ("norm_forward<float, 16, false>", "no barrier", MEET, MEET.replace(NO, ""),
+     norm_of_three_rows, ALL),
+    ("norm_backward<float, 16, false>", "no barrier", MEET, MEET.replace(NO, ""),
+     norm_of_three_rows, ALL),
+    ("norm_backward<float, 16, false>", "no barrier between turns", TURN, TURN[20:],
+     norm_of_three_rows,
      ALL),
     ("add_parts<float>", "no barrier", "= sum;\n" + NO, "= sum;\n", norm_of_three_rows,
      {"up", "random", "first warp ahead"}),
     ("bend_backward<float, Gelu, 4>", "no barrier", "= sum[j];\n" + NO, "= sum[j];\n",
      linear_of_many_rows, {"up", "random", "first warp ahead"}),
-    ("norm_forward<float, 16>", "a barrier for some", ROW,
-     "  if (row >= rows) return;\n  int width = cols;\n", norm_of_three_rows, ALL),
+    ("norm_forward<float, 16, false>", "a barrier for some", ROW,
+     "  if (row >= rows) return;\n  int ours = cols - col;\n", norm_of_three_rows, ALL),
     ("softmax_forward<float, 4, false>", "a barrier for some", PART, LAST_WARP,
      softmax_of_two_rows, ALL),
-    ("norm_forward<float, 16>", "a short mask", *SHORT, norm_of_three_rows, ALL),
+    ("norm_forward<float, 16, false>", "a short mask", *SHORT, norm_of_three_rows, ALL),
     ("softmax_forward<float, 4, false>", "a short mask", *SHORT, softmax_of_two_rows, ALL),
     ("mean_of<float>", "a short mask", *SHORT, loss_of_many_rows, ALL),
-    ("norm_forward<float, 16>", "read too late", PART, "", norm_of_three_rows,
+    ("norm_forward<float, 16, false>", "read too late", PART, "", norm_of_three_rows,
      {"first warp ahead"}),
     ("softmax_forward<float, 4, false>", "read too late", PART, "", softmax_of_two_rows,
      {"first warp ahead", "last warp ahead"}),
-    ("norm_backward<float, 16>", "read too late", AGAIN, "", norm_of_many_short_rows,
-     {"first warp ahead"}),
-    ("norm_backward<float, 16>", "not awaited", AWAIT + "    float n", "    float n",
+    ("norm_backward<float, 16, true>", "read too late", AGAIN, "", norm_of_longer_rows,
+     {"down", "random", "last warp ahead"}),
+    ("norm_backward<float, 16, true>", "not awaited", AWAIT + "    float n", "    float n",
      norm_of_many_short_rows, HALF_OF[0]),
-    ("norm_backward<float, 16>", "not awaited, of h", AWAIT + "#pragma", "#pragma",
+    ("norm_backward<float, 16, true>", "not awaited, of h", AWAIT + "#pragma", "#pragma",
      norm_of_many_short_rows, HALF_OF[0]),
-    ("norm_backward<float, 16>", "fetched too early", AWAIT + "    float n",
+    ("norm_backward<float, 16, true>", "fetched too early", AWAIT + "    float n",
      "    fetch_first(row + step);\n" + AWAIT + "    float n",
      norm_of_many_short_rows, HALF_OF[1]),
     ("mean_of<float>", "read too late", PART, "", loss_of_many_rows,

@@ -221,6 +221,6 @@ def test_weights_of_uneven_sizes_are_read_where_they_lie(launcher, monkeypatch):
         optimizer.step()
     del launcher.names[:], copied[:]
     model(mi.ones(4, 3, device="cuda"))
-    assert "norm_forward<float, 8>" in launcher.names and copied and not any(copied)
+    assert "norm_forward<float, 8, false>" in launcher.names and copied and not any(copied)
     optimizer.step()
     assert launcher.names[-1] == "adam<float, 4>"  # all of them, with what lies between

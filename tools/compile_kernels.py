@@ -4,7 +4,8 @@ python tools/compile_kernels.py            the table: registers, spills, loads o
 python tools/compile_kernels.py norm rows  only these files
 
 Needs nvcc on the PATH or, without it, NVRTC and its headers, which come with
-`pip install nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-cccl`. It needs no GPU.
+`pip install nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-cccl`. It needs no GPU. With nvdisasm
+(`pip install nvidia-cuda-nvdisasm`) it also counts what the norms take for a number.
 """
 
 import ctypes
@@ -46,7 +47,7 @@ def mangled(name):
 
 
 def with_nvcc(code, architecture):
-    "What ptxas says of `code`, and its PTX."
+    "What ptxas says of `code`, its PTX, and what a GPU gets."
     with TemporaryDirectory() as folder:
         file = Path(folder, "kernels.cu")
         file.write_text(code, encoding="utf-8")
@@ -55,7 +56,8 @@ def with_nvcc(code, architecture):
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"nvcc failed:\n{done.stderr[:4000]}")
-        return done.stderr, Path(folder, "kernels.ptx").read_text()
+        cubin = Path(folder, "kernels.cubin").read_bytes()
+        return done.stderr, Path(folder, "kernels.ptx").read_text(), cubin
 
 
 def nvrtc():
@@ -73,20 +75,20 @@ def with_nvrtc(code, architecture):
     library, headers = nvrtc()
     lib, program, size = ctypes.CDLL(library), ctypes.c_void_p(), ctypes.c_size_t()
 
-    def text(kind):
+    def told(kind):
         getattr(lib, f"nvrtcGet{kind}Size")(program, ctypes.byref(size))
         buffer = ctypes.create_string_buffer(size.value)
         getattr(lib, f"nvrtcGet{kind}")(program, buffer)
-        return buffer.value.decode()
+        return buffer.raw
 
     lib.nvrtcCreateProgram(ctypes.byref(program), code.encode(), b"kernels.cu", 0, None, None)
     how = [f"-arch={architecture}", *OPTIONS, f"-I{headers}", "--ptxas-options=-v"]
     options = (ctypes.c_char_p * len(how))(*[o.encode() for o in how])
     failed = lib.nvrtcCompileProgram(program, len(how), options)
-    log = text("ProgramLog")
+    log = told("ProgramLog").rstrip(b"\0").decode()
     if failed:
         raise RuntimeError(f"NVRTC failed:\n{log[:4000]}")
-    return log, text("PTX")
+    return log, told("PTX").rstrip(b"\0").decode(), told("CUBIN")
 
 
 def compiler():
@@ -94,11 +96,15 @@ def compiler():
     return with_nvcc if shutil.which("nvcc") else with_nvrtc if nvrtc() else None
 
 
+def with_all(code, names):
+    "`code`, and something for which a compiler makes the instances called `names`."
+    return code + "".join(f"__device__ auto keep{i} = {name};\n" for i, name in enumerate(names))
+
+
 def compiled(file, architecture):
     "The Facts of each instance of the kernels in `file`."
     names = instances(files=(file,))
-    wanted = "".join(f"__device__ auto keep{i} = {name};\n" for i, name in enumerate(names))
-    log, ptx = compiler()(source(file) + wanted, architecture)
+    log, ptx, _ = compiler()(with_all(source(file), names), architecture)
     said, text = {}, {}
     for entry in re.split(r"Compiling entry function '", log)[1:]:
         numbers = re.search(r"(\d+) bytes stack.*?(\d+) bytes spill.*?Used (\d+) reg", entry, re.S)
@@ -117,6 +123,54 @@ def compiled(file, architecture):
     return facts
 
 
+# ---- what a thread does for a number ----
+
+GIVEN = {  # to a norm with dropout: what makes branches, of which a thread goes only one way
+    "norm_forward": ["draw", "weight", "bias", "!residual", "!z"],
+    "norm_backward": ["draw", "weight", "partial", "!residual", "!h", "!is_sum", "!dz"],
+}
+
+
+def disassembler():
+    "Where nvdisasm is, or None."
+    places = getattr(find_spec("nvidia"), "submodule_search_locations", None) or ()
+    found = [str(at) for place in places for at in Path(place).glob("*/bin/nvdisasm")]
+    return shutil.which("nvdisasm") or next(iter(found), None)
+
+
+def length(lines):
+    "How many instructions are in the longest loop; without one, how many come before the end."
+    lines = lines[: next(i for i, line in enumerate(lines) if " EXIT" in line)]
+    where = {line.split(":")[0]: i for i, line in enumerate(lines) if line.startswith(".L")}
+    back = [(re.search(r"@!?U?P.*BRA `\((.*)\)", line), i) for i, line in enumerate(lines)]
+    loops = [lines[where[m[1]] : i] for m, i in back if m and where.get(m[1], i) < i]
+    return sum("/*" in line for line in max(loops, key=len, default=lines))
+
+
+def counted(architecture="sm_90"):
+    "Instructions for each number of a row, in norms whose threads all have all their numbers."
+    names = [name for name in instances(files=("norm",)) if "true" in name]
+    code = source("norm")
+    for kernel, given in GIVEN.items():  # what the compiler is promised, it need not ask
+        promises = "".join(f"  __builtin_assume({one});\n" for one in given)
+        code = re.sub(rf"( {kernel}\([^{{]*{{\n)", rf"\1{promises}", code)
+    _, _, cubin = compiler()(with_all(code, names), architecture)
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "kernels.cubin")
+        file.write_bytes(cubin)
+        command = [disassembler(), "-c", str(file)]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    counts = {}
+    for name in names:
+        (body,) = re.findall(
+            rf"^\.text\.{mangled(name)}\w*:\n(.*?)(?=^\.text|\Z)", text, re.S | re.M
+        )
+        lines = [line.strip() for line in body.splitlines()]
+        held = int(name.split(", ")[1])
+        counts[name] = length(lines) / held
+    return counts
+
+
 def main(files):
     "Print the table."
     if compiler() is None:
@@ -130,6 +184,10 @@ def main(files):
             registers = "/".join(str(facts.registers) for facts in each)
             spilled = sum(facts.spilled for facts in each)
             print(f"{name:52}{registers:>16}{spilled:>10}{each[0].packs:>7}")
+    if disassembler() and "norm" in (files or KERNELS):
+        print("\ninstructions for each number on an H100, with dropout, weight and bias:")
+        for name, count in counted().items():
+            print(f"{name:52}{count:>16.1f}")
 
 
 if __name__ == "__main__":

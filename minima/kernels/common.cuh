@@ -10,9 +10,7 @@
 
 INLINE float wide(float a) { return a; }
 INLINE float wide(__half a) { return __half2float(a); }
-INLINE float wide(__nv_bfloat16 a) {  // which is the upper half of a float
-  return __uint_as_float((unsigned)__bfloat16_as_ushort(a) << 16);
-}
+INLINE float wide(__nv_bfloat16 a) { return __bfloat162float(a); }  // the upper half of a float
 
 template <class T> INLINE T narrow(float a);
 template <> INLINE float narrow<float>(float a) { return a; }
@@ -84,10 +82,9 @@ template <class V> INLINE V row_sum(V v, int warps, float* shared) {
   V* room = reinterpret_cast<V*>(shared) + threadIdx.y * warps;
   if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = v;
   __syncthreads();
-  v = room[0];
-  for (int i = 1; i < warps; i++) v = v + room[i];
+  v = threadIdx.x % 32 < warps ? room[threadIdx.x % 32] : V{};  // V{} adds nothing
   __syncthreads();  // or a quick warp would write the next sum where a slow one still reads
-  return v;
+  return warp_sum(v);  // in each warp the same
 }
 
 // ---- chance: Philox 4x32 with 7 rounds, laid out as in minima.random ----
@@ -113,8 +110,8 @@ INLINE Words philox(Word64 counter, Word64 offset, Word64 seed) {
 // What is dropped: where the 16 bits of an element are less than `threshold`, which is 65536 p.
 struct Drop {
   const Word64* draw;  // the seed and the offset, in device memory; null if nothing is dropped
-  unsigned threshold;
-  float scale;  // 1 / (1 - p)
+  unsigned threshold;  // if it is 65536, the scale is 0, and it does not matter what is kept
+  float scale;         // 1 / (1 - p)
 };
 
 // Bit j says whether element `first` + j is kept, for a pack of N elements of one block of 8.
@@ -125,10 +122,9 @@ template <int N> INLINE unsigned kept(Drop drop, Word64 first) {
   low = low << 32 | words.x, high = high << 32 | words.z;
   unsigned bits = 0, start = first % 8 / N * N;  // so that the compiler knows 0 if N is 8
 #pragma unroll
-  for (int j = 0; j < N; j++) {
-    unsigned at = start + j;
-    unsigned half = (at < 4 ? low : high) >> 16 * (at % 4) & 0xffff;
-    bits |= (half >= drop.threshold) << j;
+  for (int j = 0; j < N; j++) {  // the 16 bits go to the top, where what is below decides nothing
+    unsigned at = start + j, top = (at < 4 ? low : high) << 16 * (3 - at % 4) >> 32;
+    bits |= (top >= drop.threshold << 16) << j;
   }
   return bits;
 }

@@ -4,65 +4,87 @@
 // residual, weight, bias, z, h, dz and partial may be null. `mean` and `factor` have a float a row.
 #include "common.cuh"
 
-// blockDim.x threads share a row; each holds HELD of its numbers in registers, in packs.
-template <class T, int HELD>
-__global__ void __launch_bounds__(512) norm_forward(
+// blockDim.x threads share a row; each holds HELD of its numbers in registers, in packs. A warp
+// takes 32 HELD side by side, so that the compiler knows how far apart the packs of a thread are.
+// FULL says that every thread has a row and HELD numbers of it, so that none need be looked for.
+// The bounds: at most so many threads a block; and blocks, for which a processor has registers.
+template <class T, int HELD, bool FULL>
+__global__ void __launch_bounds__(8192 / HELD, HELD < 32 ? HELD / 8 : 3) norm_forward(
     const T* x, const T* residual, const T* weight, const T* bias,
     const Word64* draw, unsigned threshold, float scale, float eps,
     int rows, int cols, T* z, T* y, float* mean, float* factor) {
-  constexpr int N = 16 / sizeof(T), PACKS = HELD / N;
+  constexpr int N = 16 / sizeof(T), PACKS = HELD / N, APART = 32 * N;
   extern __shared__ __align__(16) float shared[];
   Drop drop = {draw, threshold, scale};
-  int warps = blockDim.x / 32, stride = blockDim.x * N;
-  int row = blockIdx.x * blockDim.y + threadIdx.y;
-  long long start = (long long)row * cols;
-  int width = row < rows ? cols : 0;  // threads without a row still come to the barriers
+  int warps = blockDim.x / 32, row = blockIdx.x * blockDim.y + threadIdx.y;
+  int col = threadIdx.x / 32 * 32 * HELD + threadIdx.x % 32 * N;
+  int ours = row < rows ? cols - col : 0;  // threads without a row still come to the barriers
+  long long start = (long long)row * cols + col;
+  auto has = [&](int i) { return FULL || i * APART < ours; };
 
-  Pack<T, N> a[PACKS], b[PACKS];
+  Pack<T, N> a[PACKS] = {}, b[PACKS];
 #pragma unroll
-  for (int i = 0; i < PACKS; i++) {  // all loads first, so that they are under way together
-    int col = threadIdx.x * N + i * stride;
-    if (col >= width) continue;
-    a[i] = load<N>(x + start + col), b[i] = load_or<N>(0, residual, start + col);
-  }
-  float v[PACKS][N], sum = 0;
+  for (int i = 0; i < PACKS; i++)  // all loads first, so that they are under way together
+    if (has(i)) a[i] = load<N>(x + start + i * APART);
+  if (residual)
 #pragma unroll
-  for (int i = 0; i < PACKS; i++) {
-    int col = threadIdx.x * N + i * stride;
-    if (col >= width) continue;
-    unsigned bits = kept<N>(drop, start + col);
-    Pack<T, N> out;
+    for (int i = 0; i < PACKS; i++)
+      if (has(i)) b[i] = load<N>(residual + start + i * APART);
+
+  float v[PACKS][N];  // each step goes over all packs, so that it asks only once
+  if (draw)
 #pragma unroll
-    for (int j = 0; j < N; j++) {
-      v[i][j] = dropped(wide(a[i].at[j]), bits, j, drop) + wide(b[i].at[j]);
-      out.at[j] = narrow<T>(v[i][j]);
-      if (z) v[i][j] = wide(out.at[j]);  // what others will see of it
-      sum += v[i][j];
+    for (int i = 0; i < PACKS; i++) {
+      unsigned bits = kept<N>(drop, start + i * APART);  // while the loads are under way
+      for (int j = 0; j < N; j++) v[i][j] = dropped(wide(a[i].at[j]), bits, j, drop);
     }
-    if (z) store(z + start + col, out);
-  }
+  else
+#pragma unroll
+    for (int i = 0; i < PACKS; i++)
+      for (int j = 0; j < N; j++) v[i][j] = wide(a[i].at[j]);
+  if (residual)
+#pragma unroll
+    for (int i = 0; i < PACKS; i++)
+      for (int j = 0; j < N; j++)
+        if (has(i)) v[i][j] += wide(b[i].at[j]);
+  if (z)
+#pragma unroll
+    for (int i = 0; i < PACKS; i++) {
+      Pack<T, N> out;
+      for (int j = 0; j < N; j++) {
+        out.at[j] = narrow<T>(v[i][j]);
+        v[i][j] = wide(out.at[j]);  // what others will see of it
+      }
+      if (has(i)) store(z + start + i * APART, out);
+    }
 
-  float share = 1.f / cols, m = row_sum(sum, warps, shared) * share;
-  Two rest = {0, 0};  // what rounding left of the mean, and the squares
+  // Distances from the first number of a thread: exact if the row is narrow and far from zero, and
+  // so near to each other that squares can be summed before the mean is known.
+  float first = v[0][0], count = 0, sum = 0, squares = 0;
 #pragma unroll
-  for (int i = 0; i < PACKS; i++)
-    if (threadIdx.x * N + i * stride < width)
-#pragma unroll
-      for (int j = 0; j < N; j++) rest = rest + Two{v[i][j] - m, (v[i][j] - m) * (v[i][j] - m)};
-  rest = row_sum(rest, warps, shared);
+  for (int i = 0; i < PACKS; i++) {
+    if (!has(i)) continue;
+    count += N;
+    for (int j = 0; j < N; j++) {
+      v[i][j] -= first;
+      sum += v[i][j], squares += v[i][j] * v[i][j];
+    }
+  }
+  float share = 1.f / cols, m = row_sum(sum + count * first, warps, shared) * share;
+  float off = m - first, left = sum - count * off;  // left: what rounding left of the mean
+  Two rest = row_sum(Two{left, squares - off * (sum + left)}, warps, shared);  // ... the squares
   float shift = rest.a * share, f = rsqrtf(fmaxf(rest.b * share - shift * shift, 0) + eps);
-  m += shift;
-  if (threadIdx.x == 0 && width) mean[row] = m, factor[row] = f;
+  m += shift, off = (m - first) * f;
+  if (threadIdx.x == 0 && ours > 0) mean[row] = m, factor[row] = f;
 
 #pragma unroll
   for (int i = 0; i < PACKS; i++) {
-    int col = threadIdx.x * N + i * stride;
-    if (col >= width) continue;
-    Pack<T, N> w = load_or<N>(1, weight, col), c = load_or<N>(0, bias, col), out;
-#pragma unroll
+    if (!has(i)) continue;
+    Pack<T, N> w = load_or<N>(1, weight, col + i * APART), out;
+    Pack<T, N> c = load_or<N>(0, bias, col + i * APART);
     for (int j = 0; j < N; j++)
-      out.at[j] = narrow<T>((v[i][j] - m) * f * wide(w.at[j]) + wide(c.at[j]));
-    store(y + start + col, out);
+      out.at[j] = narrow<T>((v[i][j] * f - off) * wide(w.at[j]) + wide(c.at[j]));
+    store(y + start + i * APART, out);
   }
 }
 
@@ -80,31 +102,32 @@ INLINE void add_to(float* to, Pack<float, 4> sums, bool any) {
 // of the gradients of weight and bias: (gridDim.x, 2, cols) floats in `partial`. While it computes
 // with a row, what it needs of its next one is under way into shared memory. There each thread has
 // places of its own, into which it writes again only when it has computed with what was there.
-template <class T, int HELD>
+template <class T, int HELD, bool FULL>
 __global__ void __launch_bounds__(512, 1) norm_backward(
     const T* g, const T* h, const T* x, const T* residual, const T* weight,
     const Word64* draw, unsigned threshold, float scale, int is_sum,
     const float* mean, const float* factor, int rows, int cols, T* dx, T* dz, float* partial) {
-  constexpr int N = 16 / sizeof(T), PACKS = HELD / N;
+  constexpr int N = 16 / sizeof(T), PACKS = HELD / N, APART = 32 * N;
   extern __shared__ __align__(16) float shared[];
   Drop drop = {draw, threshold, scale};
-  int warps = blockDim.x / 32, stride = blockDim.x * N, threads = blockDim.x * blockDim.y;
+  int warps = blockDim.x / 32, warp = threadIdx.y * warps + threadIdx.x / 32;
+  int col = threadIdx.x / 32 * 32 * HELD + threadIdx.x % 32 * N, kinds = residual || h ? 3 : 2;
   Pack<T, N>* place = reinterpret_cast<Pack<T, N>*>(shared);
-  place += threadIdx.y * blockDim.x + threadIdx.x;
-  float* meeting = shared + threads * (residual || h ? 3 : 2) * PACKS * 4;
+  place += warp * kinds * PACKS * 32 + threadIdx.x % 32;
+  float* meeting = shared + blockDim.y * warps * kinds * PACKS * 128;
   Pack<float, 4> dw[HELD / 4] = {}, db[HELD / 4] = {};
   float share = 1.f / cols;
 
   auto fetch_row = [&](int row, int kind, const T* from) {  // of three kinds
+    if (!from || row >= rows) return;
+    from += (long long)row * cols + col;
 #pragma unroll
-    for (int i = 0; i < PACKS; i++) {
-      int col = threadIdx.x * N + i * stride;
-      if (!from || row >= rows || col >= cols) continue;
-      const T* at = from + (long long)row * cols + col;
-      fetch(place + (kind * PACKS + i) * threads, reinterpret_cast<const Pack<T, N>*>(at));
-    }
+    for (int i = 0; i < PACKS; i++)
+      if (FULL || col + i * APART < cols)
+        fetch(place + (kind * PACKS + i) * 32,
+              reinterpret_cast<const Pack<T, N>*>(from + i * APART));
   };
-  auto fetched = [&](int kind, int i) { return place[(kind * PACKS + i) * threads]; };
+  auto fetched = [&](int kind, int i) { return place[(kind * PACKS + i) * 32]; };
   auto fetch_first = [&](int row) {  // what is needed before the sums
     fetch_row(row, 0, g), fetch_row(row, 1, x), fetch_row(row, 2, residual);
     send();
@@ -115,58 +138,74 @@ __global__ void __launch_bounds__(512, 1) norm_backward(
   fetch_row(row, 2, h);
   send();
   for (int first = blockIdx.x * blockDim.y; first < rows; first += step, row += step) {
-    long long start = (long long)row * cols;
-    int width = row < rows ? cols : 0;
-    float m = width ? mean[row] : 0, f = width ? factor[row] : 0;
-    Pack<T, N> up[PACKS] = {};
+    long long start = (long long)row * cols + col;
+    int ours = row < rows ? cols - col : 0;
+    auto has = [&](int i) { return FULL || i * APART < ours; };
+    float m = FULL || ours > 0 ? mean[row] : 0, f = FULL || ours > 0 ? factor[row] : 0;
     unsigned bits = 0;
+    if (draw)
+#pragma unroll
+      for (int i = 0; i < PACKS; i++) bits |= kept<N>(drop, start + i * APART) << i * N;
+    await_all_but_one();
+    float n[PACKS][N] = {}, u[PACKS][N] = {};
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
-      int col = threadIdx.x * N + i * stride;
-      if (col < width) bits |= kept<N>(drop, start + col) << i * N;
+      if (!has(i)) continue;
+      Pack<T, N> a = fetched(1, i);
+      for (int j = 0; j < N; j++) n[i][j] = wide(a.at[j]);
     }
-    await_all_but_one();
-    float n[PACKS][N];
+    if (draw && !is_sum)
+#pragma unroll
+      for (int i = 0; i < PACKS; i++)
+        for (int j = 0; j < N; j++) n[i][j] = dropped(n[i][j], bits, i * N + j, drop);
+    if (residual)
+#pragma unroll
+      for (int i = 0; i < PACKS; i++) {
+        if (!has(i)) continue;
+        Pack<T, N> b = fetched(2, i);
+        for (int j = 0; j < N; j++) n[i][j] += wide(b.at[j]);
+      }
     Two sums = {0, 0};
 #pragma unroll
     for (int i = 0; i < PACKS; i++) {
-      int col = threadIdx.x * N + i * stride;
-      if (col >= width) continue;
-      Pack<T, N> a = fetched(1, i), w = load_or<N>(1, weight, col), b;
-      up[i] = fetched(0, i);
-      if (residual) b = fetched(2, i);
-#pragma unroll
+      if (!has(i)) continue;
+      Pack<T, N> up = fetched(0, i), w = load_or<N>(1, weight, col + i * APART);
       for (int j = 0; j < N; j++) {
-        float v = wide(a.at[j]), d = wide(up[i].at[j]);
-        if (!is_sum) v = dropped(v, bits, i * N + j, drop);
-        n[i][j] = (v + (residual ? wide(b.at[j]) : 0) - m) * f;
-        float u = d * wide(w.at[j]);
-        sums = sums + Two{u, u * n[i][j]};
+        float d = wide(up.at[j]);
+        n[i][j] = (n[i][j] - m) * f, u[i][j] = d * wide(w.at[j]);
+        sums = sums + Two{u[i][j], u[i][j] * n[i][j]};
         dw[(i * N + j) / 4].at[j % 4] += d * n[i][j];
         db[(i * N + j) / 4].at[j % 4] += d;
       }
     }
     sums = row_sum(sums, warps, meeting);
-    float along = sums.a * share, across = sums.b * share;
+    float along = sums.a * share * f, across = sums.b * share * f;
     fetch_first(row + step);
     await_all_but_one();
 #pragma unroll
-    for (int i = 0; i < PACKS; i++) {
-      int col = threadIdx.x * N + i * stride;
-      if (col >= width) continue;
-      Pack<T, N> w = load_or<N>(1, weight, col), c, by_x, by_z;
-      if (h) c = fetched(2, i);
+    for (int i = 0; i < PACKS; i++)
+      for (int j = 0; j < N; j++) u[i][j] = u[i][j] * f - (n[i][j] * across + along);
+    if (h)
 #pragma unroll
-      for (int j = 0; j < N; j++) {
-        float u = wide(up[i].at[j]) * wide(w.at[j]);
-        float d = (u - along - n[i][j] * across) * f;
-        if (h) d += wide(c.at[j]);
-        by_z.at[j] = narrow<T>(d);
-        by_x.at[j] = narrow<T>(dropped(d, bits, i * N + j, drop));
+      for (int i = 0; i < PACKS; i++) {
+        if (!has(i)) continue;
+        Pack<T, N> c = fetched(2, i);
+        for (int j = 0; j < N; j++) u[i][j] += wide(c.at[j]);
       }
-      if (dz) store(dz + start + col, by_z);
-      store(dx + start + col, by_x);
-    }
+    auto write = [&](T* to) {
+#pragma unroll
+      for (int i = 0; i < PACKS; i++) {
+        Pack<T, N> out;
+        for (int j = 0; j < N; j++) out.at[j] = narrow<T>(u[i][j]);
+        if (has(i)) store(to + start + i * APART, out);
+      }
+    };
+    if (dz) write(dz);
+    if (draw)
+#pragma unroll
+      for (int i = 0; i < PACKS; i++)
+        for (int j = 0; j < N; j++) u[i][j] = dropped(u[i][j], bits, i * N + j, drop);
+    write(dx);
     fetch_row(row + step, 2, h);
     send();
   }
@@ -178,10 +217,10 @@ __global__ void __launch_bounds__(512, 1) norm_backward(
   for (int turn = 0; turn < blockDim.y; turn++) {  // always in the same order
 #pragma unroll
     for (int i = 0; i < HELD; i += 4) {
-      int col = threadIdx.x * N + i / N * stride + i % N;
-      if (col >= cols || turn != threadIdx.y) continue;
-      add_to(total + col, dw[i / 4], turn > 0);
-      add_to(total + cols + col, db[i / 4], turn > 0);
+      int at = col + i / N * APART + i % N;
+      if (at >= cols || turn != threadIdx.y) continue;
+      add_to(total + at, dw[i / 4], turn > 0);
+      add_to(total + cols + at, db[i / 4], turn > 0);
     }
     __syncthreads();
   }
