@@ -82,7 +82,7 @@ template <class V> INLINE V row_sum(V v, int warps, float* shared) {
   V* room = reinterpret_cast<V*>(shared) + threadIdx.y * warps;
   if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = v;
   __syncthreads();
-  v = threadIdx.x % 32 < warps ? room[threadIdx.x % 32] : V{};
+  v = threadIdx.x % 32 < warps ? room[threadIdx.x % 32] : V{};  // V{} adds nothing
   __syncthreads();  // or a quick warp would write the next sum where a slow one still reads
   return warp_sum(v);  // in each warp the same
 }

@@ -3,14 +3,15 @@
 // A block of (32 * warps, rows at a time) threads; several rows at a time only where warps is 1.
 #include "common.cuh"
 
-struct Most { float top; };  // the larger of two is their "sum"; NaN will show in that of exp
+// The larger of two is their "sum", and the least of all adds nothing. NaN will show in that of exp.
+struct Most { float top = -infinity(); };
 INLINE Most operator+(Most s, Most t) { return s.top > t.top ? s : t; }
 INLINE Most from_lane(Most v, int mask) { return {from_lane(v.top, mask)}; }
 INLINE double from_lane(double v, int mask) { return __shfl_xor_sync(0xffffffffu, v, mask); }
 
 // The largest of a row, and the sum of exp(x - largest).
 template <int N, class T> INLINE Two peak_and_sum(const T* x, int cols, float* shared) {
-  Most most = {-infinity()};
+  Most most;
   for (int col = threadIdx.x * N; col < cols; col += blockDim.x * N) {
     Pack<T, N> a = load<N>(x + col);
     for (int j = 0; j < N; j++) most = most + Most{wide(a.at[j])};
