@@ -647,6 +647,13 @@ def test_what_is_of_another_shape_goes_by_the_rule(launcher):
     assert not launcher.names
 
 
+def test_without_momentum_a_step_remembers_nothing(launcher):
+    p, g, buffer = np.random.default_rng(0).normal(size=(3, 8)).astype("float32")
+    before = buffer.copy()
+    cuda.sgd(p, g, buffer, False, lr=0.5)
+    assert np.array_equal(buffer, before) and launcher.names
+
+
 # ---- all together ----
 
 
