@@ -635,13 +635,23 @@ def test_what_cannot_be_changed_in_place_goes_by_the_rule(launcher):
 
 def test_what_is_of_another_shape_goes_by_the_rule(launcher):
     p, g, m, v = np.ones((4, 4, 6), "float32")
-    cuda.sgd(p, g[0], None, True, lr=0.5)
-    assert (p == 0.5).all()
+    how = dict(lr=0.5, momentum=0.5, dampening=0.25, weight_decay=0.5, maximize=True)
+    found = [(p.copy(), m.copy()) for _ in range(2)]
+    for step, arrays in zip((cuda.sgd, cuda._sgd.rule), found, strict=True):
+        step(arrays[0], g[0], arrays[1], False, **how)
+    assert np.array_equal(*found) and not np.array_equal(found[0], (p, m))
     with pytest.raises(ValueError, match="broadcast"):
         cuda.adam(p, g, m, v[0], 1, lr=0.5)
     with pytest.raises(ValueError, match="broadcast"):
         cuda.sgd(p, g, m[0], True, lr=0.5, momentum=0.9)
     assert not launcher.names
+
+
+def test_without_momentum_a_step_remembers_nothing(launcher):
+    p, g, buffer = np.random.default_rng(0).normal(size=(3, 8)).astype("float32")
+    before = buffer.copy()
+    cuda.sgd(p, g, buffer, False, lr=0.5)
+    assert np.array_equal(buffer, before) and launcher.names
 
 
 # ---- all together ----

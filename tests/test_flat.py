@@ -260,6 +260,31 @@ def test_who_has_taken_as_many_steps_goes_together_whatever_the_order_of_names()
     pair.check()
 
 
+def test_who_comes_with_other_numbers_of_steps_goes_apart():
+    pair, other = adam(), adam()
+    pair.step([0, 1, 2])
+    pair.step()
+    for o in other.optimizers:
+        o.load_state_dict(copy.deepcopy(pair.optimizers[1].state_dict()))
+    other.step()
+    other.check()
+    assert other.bundles() == [3, 3]
+
+
+def test_gradients_come_home_unless_somebody_looks_at_what_was_there():
+    pair = adam()
+    pair.step()
+    (bundle,) = {*pair.optimizers[0]._bundles.of.values()}
+    before = bundle.gradient
+    pair.step()
+    assert bundle.gradient is before
+    held = pair.sets[0][0]._home
+    numbers = held.copy()
+    pair.step()
+    pair.check()
+    assert bundle.gradient is not before and np.array_equal(held, numbers)
+
+
 def test_a_walk_back_through_what_a_step_has_changed_is_refused():
     pair = adam()
     pair.step()
