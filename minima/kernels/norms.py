@@ -148,6 +148,7 @@ def _or_none(a, like):
 
 @lru_cache(maxsize=64)
 def _no_rows(dim, dtype):
+    "A matrix without rows, of which one is enough, since there is nothing in it to change."
     return np.empty((0, dim), dtype)
 
 
